@@ -1,0 +1,271 @@
+// Package config defines the settings of ron-kms: one struct whose comments
+// are the manual, read from KMS_* variables by the daemon or from JSON by the
+// C ABI, and checked as a whole before anything starts.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/go-json-experiment/json"
+
+	"github.com/rustyonions/ron-kms/core/alg"
+)
+
+// Backends that this build knows.
+const (
+	BackendInmem = "inmem"
+	BackendFile  = "file"
+)
+
+// Config is every setting. The zero value is not valid: start from [Default].
+type Config struct {
+	// Backend says where keys live: "file" (sealed at rest in Dir) or "inmem"
+	// (nothing is ever written; all keys are gone when the process ends).
+	Backend string `env:"KMS_BACKEND" json:"backend,omitempty"`
+
+	// Amnesia states that nothing may be written. It must be true with "inmem"
+	// and false with "file"; a conflict refuses to start, so that the mode is
+	// never a surprise. Unset, it follows the backend.
+	Amnesia *bool `env:"KMS_AMNESIA" json:"amnesia,omitempty"`
+
+	// Dir is the store's folder, made by `ron-kms init`. Opening never creates.
+	Dir string `env:"KMS_DIR" json:"dir,omitempty"`
+
+	// PassphraseFile holds the passphrase that seals the store's root key; one
+	// trailing newline is ignored. It must not be readable by group or others.
+	// Unset, the CLI asks on the terminal and the library refuses.
+	PassphraseFile string `env:"KMS_PASSPHRASE_FILE" json:"passphrase_file,omitempty"`
+
+	// Bind is where the HTTP control plane listens: host:port, or
+	// unix:///path for a socket of mode 0600. The daemon's default is
+	// 127.0.0.1:9446; the library listens only when told to. An address that
+	// is not loopback needs TLS.
+	Bind string `env:"KMS_BIND" json:"bind,omitempty"`
+
+	// MetricsBind moves /metrics to a listener of its own; empty serves it
+	// beside the API.
+	MetricsBind string `env:"KMS_METRICS_BIND" json:"metrics_bind,omitempty"`
+
+	// TLSCert and TLSKey are PEM files; both or neither. TLS 1.3 only.
+	TLSCert string `env:"KMS_TLS_CERT" json:"tls_cert,omitempty"`
+	TLSKey  string `env:"KMS_TLS_KEY" json:"tls_key,omitempty"`
+
+	// MaxPayload bounds a request body, in bytes: 1024 to 1048576 (default).
+	MaxPayload int `env:"KMS_MAX_PAYLOAD" json:"max_payload,omitempty"`
+
+	// AllowedAlgs narrows the built-in allow-list; empty allows all of it.
+	// A key of an algorithm not allowed neither signs nor verifies.
+	AllowedAlgs []string `env:"KMS_ALLOWED_ALGS" json:"allowed_algs,omitempty"`
+
+	// PQVerifyMode is the least that a bundle must satisfy: "or" (default: any
+	// track), "and" (classical and post-quantum), "pq_only". A key's own policy
+	// and a request may only tighten it; a hybrid key demands "and" by itself
+	// unless it was created with another mode.
+	PQVerifyMode string `env:"KMS_PQ_VERIFY_MODE" json:"pq_verify_mode,omitempty"`
+
+	// ArenaSize is the locked memory for secrets, in bytes: 1 MiB to 1 GiB,
+	// default 4 MiB. An expanded ML-DSA-65 key takes 64 KiB, others under 128
+	// bytes; expanded keys beyond that are recomputed on use.
+	ArenaSize int `env:"KMS_ARENA_SIZE" json:"arena_size,omitempty"`
+
+	// AuditSegmentSize is the preallocated size of one audit segment, in
+	// bytes: 64 KiB to 64 MiB, default 16 MiB. It is fixed by init.
+	AuditSegmentSize int64 `env:"KMS_AUDIT_SEGMENT_SIZE" json:"audit_segment_size,omitempty"`
+
+	// AuditCheckpointInterval is how long a record may stay without a signed
+	// checkpoint: 10 ms to 1 min, default 1 s.
+	AuditCheckpointInterval Duration `env:"KMS_AUDIT_CHECKPOINT_INTERVAL" json:"audit_checkpoint_interval,omitempty"`
+
+	// OpTimeout bounds one operation: 100 ms to 5 min, default 10 s.
+	OpTimeout Duration `env:"KMS_OP_TIMEOUT" json:"op_timeout,omitempty"`
+
+	// VerifyScopeEnforce demands kms:verify for verify; otherwise kms:read
+	// suffices too.
+	VerifyScopeEnforce bool `env:"KMS_VERIFY_SCOPE_ENFORCE" json:"verify_scope_enforce,omitempty"`
+}
+
+// clientVariables are read by the command line only.
+var clientVariables = []string{"KMS_ENDPOINT", "KMS_TOKEN_FILE", "KMS_TOKEN", "KMS_CA"}
+
+// A Duration is a time.Duration written as "1s" or "250ms".
+type Duration time.Duration
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default is the daemon's configuration before any variable is read, without a
+// listener.
+func Default() *Config {
+	return &Config{
+		Backend:                 BackendFile,
+		MaxPayload:              1 << 20,
+		PQVerifyMode:            alg.ModeOr.String(),
+		ArenaSize:               4 << 20,
+		AuditSegmentSize:        16 << 20,
+		AuditCheckpointInterval: Duration(time.Second),
+		OpTimeout:               Duration(10 * time.Second),
+	}
+}
+
+// FromEnviron reads the KMS_* variables of environ (as os.Environ gives them)
+// over the defaults. An unknown KMS_* variable is an error: a misspelt limit
+// must not be silently without effect.
+func FromEnviron(environ []string) (*Config, error) {
+	vars := make(map[string]string)
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(k, "KMS_") {
+			vars[k] = v
+		}
+	}
+	known := Variables()
+	for k := range vars {
+		if !slices.Contains(known, k) && !slices.Contains(clientVariables, k) {
+			return nil, fmt.Errorf("unknown variable %s; known are %s", k, strings.Join(known, ", "))
+		}
+	}
+	c := Default()
+	if err := env.ParseWithOptions(c, env.Options{Environment: vars}); err != nil {
+		return nil, fmt.Errorf("environment: %w", err)
+	}
+	return c, c.Validate()
+}
+
+// FromJSON reads a JSON object over the defaults, strictly.
+func FromJSON(data []byte) (*Config, error) {
+	c := Default()
+	if err := json.Unmarshal(data, c, json.RejectUnknownMembers(true)); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	return c, c.Validate()
+}
+
+// Variables are the names of all KMS_* variables of a server.
+func Variables() []string {
+	t := reflect.TypeFor[Config]()
+	names := make([]string, t.NumField())
+	for i := range names {
+		names[i] = t.Field(i).Tag.Get("env")
+	}
+	return names
+}
+
+// Validate checks each setting and their agreement.
+func (c *Config) Validate() error {
+	switch c.Backend {
+	case BackendInmem:
+		if c.Amnesia != nil && !*c.Amnesia {
+			return errors.New("KMS_BACKEND=inmem forgets everything when it ends; KMS_AMNESIA=false contradicts it")
+		}
+		if c.Dir != "" {
+			return errors.New("KMS_BACKEND=inmem writes nothing; leave KMS_DIR unset")
+		}
+	case BackendFile:
+		if c.Amnesia != nil && *c.Amnesia {
+			return errors.New("KMS_BACKEND=file writes to disk; KMS_AMNESIA=true contradicts it")
+		}
+		if c.Dir == "" {
+			return errors.New("KMS_DIR is not set: name the store's folder (make one with `ron-kms init`)")
+		}
+	case "pkcs11", "tpm", "cloud":
+		return fmt.Errorf("KMS_BACKEND=%s is not in this build; use file or inmem", c.Backend)
+	default:
+		return errors.New("KMS_BACKEND must be file or inmem")
+	}
+	if _, err := alg.ParseMode(c.PQVerifyMode); err != nil {
+		return errors.New("KMS_PQ_VERIFY_MODE must be or, and, or pq_only")
+	}
+	for _, a := range c.AllowedAlgs {
+		if _, ok := alg.Lookup(a); !ok {
+			return fmt.Errorf("KMS_ALLOWED_ALGS names %q, which is not on the allow-list", a)
+		}
+	}
+	type bound struct {
+		name         string
+		v, low, high int64
+	}
+	for _, b := range []bound{
+		{"KMS_MAX_PAYLOAD", int64(c.MaxPayload), 1 << 10, 1 << 20},
+		{"KMS_ARENA_SIZE", int64(c.ArenaSize), 1 << 20, 1 << 30},
+		{"KMS_AUDIT_SEGMENT_SIZE", c.AuditSegmentSize, 64 << 10, 64 << 20},
+		{"KMS_AUDIT_CHECKPOINT_INTERVAL (ms)", time.Duration(c.AuditCheckpointInterval).Milliseconds(), 10, 60_000},
+		{"KMS_OP_TIMEOUT (ms)", time.Duration(c.OpTimeout).Milliseconds(), 100, 300_000},
+	} {
+		if b.v < b.low || b.v > b.high {
+			return fmt.Errorf("%s must be %d to %d", b.name, b.low, b.high)
+		}
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return errors.New("KMS_TLS_CERT and KMS_TLS_KEY go together")
+	}
+	for name, addr := range map[string]string{"KMS_BIND": c.Bind, "KMS_METRICS_BIND": c.MetricsBind} {
+		if err := validateBind(name, addr, c.TLSCert != "" && name == "KMS_BIND"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validateBind(name, addr string, tls bool) error {
+	if addr == "" {
+		return nil
+	}
+	if path, ok := strings.CutPrefix(addr, "unix://"); ok {
+		if !strings.HasPrefix(path, "/") {
+			return fmt.Errorf("%s: a socket is unix:///absolute/path", name)
+		}
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%s must be host:port or unix:///path", name)
+	}
+	ip := net.ParseIP(host)
+	if !tls && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("%s: %s is not loopback; set KMS_TLS_CERT and KMS_TLS_KEY, or bind 127.0.0.1", name, addr)
+	}
+	return nil
+}
+
+// IsAmnesia reports whether nothing may be written.
+func (c *Config) IsAmnesia() bool { return c.Backend == BackendInmem }
+
+// ReadPassphrase reads PassphraseFile: the bytes without one trailing newline,
+// refused when empty or when others may read the file. The caller wipes it.
+func (c *Config) ReadPassphrase() ([]byte, error) {
+	if c.PassphraseFile == "" {
+		return nil, errors.New("no passphrase: set KMS_PASSPHRASE_FILE to a file of mode 0600")
+	}
+	st, err := os.Stat(c.PassphraseFile)
+	if err != nil {
+		return nil, fmt.Errorf("passphrase file: %w", err)
+	}
+	if st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		return nil, errors.New("passphrase file is readable by others; chmod 600 it")
+	}
+	b, err := os.ReadFile(c.PassphraseFile)
+	if err != nil {
+		return nil, fmt.Errorf("passphrase file: %w", err)
+	}
+	if n := len(b); n > 0 && b[n-1] == '\n' {
+		b = b[:n-1]
+	}
+	if len(b) == 0 {
+		return nil, errors.New("passphrase file is empty")
+	}
+	return b, nil
+}

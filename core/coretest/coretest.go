@@ -1,0 +1,165 @@
+// Package coretest helps tests of everything above the engine: it makes stores,
+// opens them, and mints tokens for them.
+package coretest
+
+import (
+	"context"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/rustyonions/ron-kms/core"
+	"github.com/rustyonions/ron-kms/core/api"
+	"github.com/rustyonions/ron-kms/core/capability"
+	"github.com/rustyonions/ron-kms/core/capability/mint"
+	"github.com/rustyonions/ron-kms/core/config"
+)
+
+// Passphrase opens every store that this package makes.
+const Passphrase = "correct horse battery staple"
+
+// WorkFactor keeps scrypt out of the tests' time.
+const WorkFactor = 10
+
+// Config is a small durable store in a fresh folder, not made yet.
+func Config(t testing.TB) *config.Config {
+	t.Helper()
+	cfg := config.Default()
+	cfg.Dir = filepath.Join(t.TempDir(), "store")
+	cfg.ArenaSize = 1 << 20
+	cfg.AuditSegmentSize = 256 << 10
+	return cfg
+}
+
+// Init makes the store of cfg.
+func Init(t testing.TB, cfg *config.Config) *core.InitReport {
+	t.Helper()
+	report, err := core.Init(context.Background(), cfg, []byte(Passphrase), core.InitOptions{WorkFactor: WorkFactor})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// Open opens the store of cfg with the given options and [Passphrase].
+func Open(t testing.TB, cfg *config.Config, o core.Options) *core.KMS {
+	t.Helper()
+	o.Passphrase = func() ([]byte, error) { return []byte(Passphrase), nil }
+	k, err := core.Open(context.Background(), cfg, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.Close() })
+	return k
+}
+
+// Amnesia opens an in-memory KMS.
+func Amnesia(t testing.TB) *core.KMS {
+	t.Helper()
+	cfg := config.Default()
+	cfg.Backend = config.BackendInmem
+	cfg.ArenaSize = 1 << 20
+	return Open(t, cfg, core.Options{})
+}
+
+// Token mints a token for a tenant that lasts an hour. Without scopes it has
+// all of them. Further caveats may be given as text in extra.
+func Token(t testing.TB, k *core.KMS, tenant string, scopes []string, extra ...string) string {
+	t.Helper()
+	return TokenFrom(t, k.TokenKeys(), k.Now().Add(time.Hour), tenant, scopes, extra...)
+}
+
+// TokenFrom mints with the given root keys.
+func TokenFrom(t testing.TB, keys *core.TokenKeys, expiry time.Time, tenant string, scopes []string, extra ...string) string {
+	t.Helper()
+	if len(scopes) == 0 {
+		scopes = capability.ScopeList()
+	}
+	scope, err := capability.ScopeCaveat(scopes...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caveats := []capability.Caveat{scope}
+	for _, text := range append([]string{"tenant=" + tenant, "exp=" + strconv.FormatInt(expiry.Unix(), 10)}, extra...) {
+		c, err := capability.ParseCaveat(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		caveats = append(caveats, c)
+	}
+	id := keys.Newest()
+	token, err := mint.New(id, func(use func([]byte)) error { return keys.Root(id, use) }, caveats...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// Session opens a session with a fresh token.
+func Session(t testing.TB, k *core.KMS, tenant string, scopes ...string) *core.Session {
+	t.Helper()
+	s, err := k.OpenSession(Token(t, k, tenant, scopes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Do performs a verb and gives its response as R.
+func Do[R any](k *core.KMS, s *core.Session, verb string, req api.Request) (*R, error) {
+	v, ok := core.VerbNamed(verb)
+	if !ok {
+		panic("no verb " + verb)
+	}
+	resp, err := k.Do(context.Background(), s, v, req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.(*R), nil
+}
+
+// Must is Do for calls that must succeed.
+func Must[R any](t testing.TB, k *core.KMS, s *core.Session, verb string, req api.Request) *R {
+	t.Helper()
+	r, err := Do[R](k, s, verb, req)
+	if err != nil {
+		t.Fatalf("%s: %v", verb, err)
+	}
+	return r
+}
+
+// Create makes a key of the session's tenant and purpose "test".
+func Create(t testing.TB, k *core.KMS, s *core.Session, alg string) *api.CreateResponse {
+	t.Helper()
+	return Must[api.CreateResponse](t, k, s, "create", &api.CreateRequest{
+		OpID: uuid.NewString(), Tenant: s.Tenant(), Purpose: "test", Alg: alg,
+	})
+}
+
+// Rotate makes a new version of a key.
+func Rotate(t testing.TB, k *core.KMS, s *core.Session, kid string) *api.RotateResponse {
+	t.Helper()
+	return Must[api.RotateResponse](t, k, s, "rotate", &api.RotateRequest{OpID: uuid.NewString(), KID: kid})
+}
+
+// Digest is a payload_b3 made of one repeated byte.
+func Digest(b byte) string {
+	const hex = "0123456789abcdef"
+	return strings.Repeat(string([]byte{hex[b>>4], hex[b&15]}), 32)
+}
+
+// Sign signs a digest with the key's head.
+func Sign(t testing.TB, k *core.KMS, s *core.Session, kid, digest string) *api.SignResponse {
+	t.Helper()
+	return Must[api.SignResponse](t, k, s, "sign", &api.SignRequest{KID: kid, PayloadB3: digest})
+}
+
+// Verify verifies signatures over a digest.
+func Verify(t testing.TB, k *core.KMS, s *core.Session, digest string, sigs []api.Signature) *api.VerifyResponse {
+	t.Helper()
+	return Must[api.VerifyResponse](t, k, s, "verify", &api.VerifyRequest{PayloadB3: digest, Sigs: sigs})
+}

@@ -1,0 +1,311 @@
+package core
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"time"
+
+	"github.com/rustyonions/ron-kms/audit"
+	"github.com/rustyonions/ron-kms/core/alg"
+	"github.com/rustyonions/ron-kms/core/api"
+	"github.com/rustyonions/ron-kms/core/capability"
+)
+
+// Do performs one request for a session and returns the verb's response. It is
+// the only way to a key. Its steps cannot be skipped or reordered: each takes
+// what only the one before it returns.
+//
+// When Do returns a result, the operation's audit record is durable (for
+// verify, get and list: accepted for writing). Every error is an *api.Error.
+// A request is not changed and may be used again.
+func (k *KMS) Do(ctx context.Context, s *Session, verb *Verb, req api.Request) (any, error) {
+	// Close waits for running calls; once it waits, no call begins.
+	if !k.calls.TryRLock() {
+		return nil, api.NewError(api.ReasonClosed, "the KMS is shutting down")
+	}
+	defer k.calls.RUnlock()
+	ctx, cancel := context.WithTimeout(ctx, k.opTimeout)
+	defer cancel()
+	c := &call{verb: verb, session: s, req: req, start: k.clock()}
+	resp, err := k.do(ctx, c)
+	if err != nil {
+		return nil, k.refuse(ctx, c, err)
+	}
+	return resp, nil
+}
+
+func (k *KMS) do(ctx context.Context, c *call) (any, error) {
+	cleared, err := k.authorize(c)
+	if err != nil {
+		return nil, err
+	}
+	admitted, err := k.admit(ctx, cleared)
+	if err != nil {
+		return nil, err
+	}
+	decided, err := k.decide(admitted)
+	if err != nil {
+		return nil, err
+	}
+	executed, err := k.execute(ctx, decided)
+	if err != nil {
+		return nil, err
+	}
+	recorded, err := k.record(ctx, executed)
+	if err != nil {
+		return nil, err
+	}
+	return k.reply(recorded), nil
+}
+
+// call is a request that nothing is known about yet.
+type call struct {
+	verb    *Verb
+	session *Session
+	req     api.Request
+	start   time.Time
+
+	// Filled as the call goes on, for its record.
+	target  api.Target
+	permit  capability.Permit
+	intent  uint64 // audit index of the intent, +1; 0 if there is none
+	settled bool   // the intent's fate is known and must be recorded
+}
+
+type (
+	cleared  struct{ *call }
+	admitted struct{ *call }
+	decided  struct {
+		*call
+		mode alg.Mode // the server's demand; keys and requests may tighten it
+	}
+	executed struct {
+		*call
+		outcome
+	}
+	recorded struct {
+		*call
+		response any
+	}
+)
+
+// outcome is what a verb did.
+type outcome struct {
+	response any
+	kid      api.KID       // key and version concerned; zero for list
+	result   string        // for the record; "ok" if empty
+	class    string        // attestation class, if a private key was used
+	receipt  **api.Receipt // where the response wants its receipt; nil records without waiting
+}
+
+// authorize clears the capability for what the request names, before anything
+// is looked up: a caller without the right learns nothing from the answer.
+func (k *KMS) authorize(c *call) (cleared, error) {
+	if c.session == nil || c.session.grant == nil || c.session.kms != k {
+		return cleared{}, api.NewError(api.ReasonTokenMissing, "no session")
+	}
+	if c.session.closed.Load() {
+		return cleared{}, api.NewError(api.ReasonHandle, "the session is closed")
+	}
+	target, err := c.req.Target()
+	if err != nil {
+		return cleared{}, err
+	}
+	c.target = target
+	r := capability.Request{Scopes: c.verb.Scopes, Tenant: target.Tenant, Purpose: target.Purpose, Now: c.start}
+	switch {
+	case !target.Key.IsZero():
+		r.KID = target.Key.String()
+	case c.verb.Name == "create":
+		create := c.req.(*api.CreateRequest)
+		if a, ok := alg.Lookup(create.Alg); ok {
+			r.KID = target.Tenant + "/" + target.Purpose + "/" + a.Name()
+		} else {
+			r.KID = target.Tenant + "/" + target.Purpose
+		}
+	}
+	if c.verb.Name == "verify" && k.cfg.VerifyScopeEnforce {
+		r.Scopes = r.Scopes[:1]
+	}
+	permit, err := c.session.grant.Clear(r)
+	if err != nil {
+		return cleared{}, refusal(err, c.verb)
+	}
+	c.permit = permit
+	return cleared{c}, nil
+}
+
+// refusal turns an error of package capability into one of the table. Only the
+// scope is named: what else a token may do is not the caller's to learn.
+func refusal(err error, verb *Verb) error {
+	var r *capability.Refusal
+	if !errors.As(err, &r) {
+		return api.WrapError(api.ReasonInternal, "the capability could not be checked", err)
+	}
+	e := api.NewError(api.Reason(r.Reason()), "the capability does not allow this")
+	switch e.Reason {
+	case api.ReasonScope:
+		e.Message = "scope '" + verb.Scopes[0] + "' required"
+		e.Hint = "attach macaroon with " + verb.Scopes[0]
+	case api.ReasonTokenMissing, api.ReasonTokenMalformed, api.ReasonTokenSignature:
+		e.Message = "the capability token is not valid"
+	case api.ReasonTokenExpired:
+		e.Message = "the capability token has expired"
+	case api.ReasonTokenNotYet:
+		e.Message = "the capability token is not valid yet"
+	}
+	return e
+}
+
+// admit refuses what cannot be done in time, before any cryptography.
+func (k *KMS) admit(ctx context.Context, c cleared) (admitted, error) {
+	if err := ctx.Err(); err != nil {
+		return admitted{}, timeout(err)
+	}
+	if k.closed.Load() {
+		return admitted{}, api.NewError(api.ReasonClosed, "the KMS is shutting down")
+	}
+	// Verify and reads go on without a log or a healthy store; whatever uses
+	// or changes a private key does not.
+	if c.verb.Mutates || c.verb.Name == "sign" {
+		if err := k.writable(); err != nil {
+			return admitted{}, err
+		}
+	}
+	return admitted(c), nil
+}
+
+// decide finds the policy that holds for this call.
+func (k *KMS) decide(c admitted) (decided, error) {
+	return decided{call: c.call, mode: k.mode}, nil
+}
+
+// execute runs the verb: the one place from which a backend is called.
+func (k *KMS) execute(ctx context.Context, d decided) (executed, error) {
+	out, err := d.verb.run(k, ctx, &d)
+	if err != nil {
+		return executed{}, err
+	}
+	return executed{d.call, out}, nil
+}
+
+// record writes the operation's audit record. Where the response carries a
+// receipt, the record is durable before the result goes on; else it is handed
+// over without waiting, so that verify never depends on the log.
+func (k *KMS) record(ctx context.Context, e executed) (recorded, error) {
+	if e.result == "" {
+		e.result = "ok"
+	}
+	r := k.newRecord(e.call, audit.KindOperation, e.kid, e.result)
+	r.Attestation = e.class
+	if e.receipt == nil {
+		k.offer(r)
+		return recorded{e.call, e.response}, nil
+	}
+	// The effect exists already: a caller that gave up must not leave it
+	// without a record.
+	receipt, err := k.append(context.WithoutCancel(ctx), r)
+	if err != nil {
+		return recorded{}, err
+	}
+	*e.receipt = receipt
+	return recorded{e.call, e.response}, nil
+}
+
+func (k *KMS) reply(r recorded) any {
+	k.metrics.Observe(r.verb.Name, r.call.familyName(), "ok", k.clock().Sub(r.start))
+	return r.response
+}
+
+// refuse records and counts a call that did not succeed, and returns its
+// error in the table's terms.
+func (k *KMS) refuse(ctx context.Context, c *call, err error) error {
+	e := api.AsError(err)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		e = timeout(err)
+	}
+	k.metrics.Reject.WithLabelValues(string(e.Reason)).Inc()
+	k.metrics.Ops.WithLabelValues(c.verb.Name, c.familyName(), string(e.Code)).Inc()
+	if c.session == nil || c.session.grant == nil || c.target.Tenant == "" {
+		return e // syntax: nothing is known about what it was about
+	}
+	kind := audit.KindOperation
+	if e.Status == api.StatusDenied || e.Status == api.StatusUnauthenticated {
+		kind = audit.KindDenied
+	}
+	r := k.newRecord(c, kind, c.target.Key, string(e.Code))
+	if r.Key != "" && (!c.permit.Valid() || k.keys.get(c.target.Key) == nil) {
+		// Neither a stranger to the tenant nor a made-up kid may move or make
+		// a key's counter: the name stays, outside the sequence.
+		r.Detail = []byte(c.target.Key.String())
+		r.Key, r.KeyVersion, r.Alg = "", 0, ""
+	}
+	if c.intent != 0 && c.settled {
+		// The intent's end must be on record before the caller learns it.
+		if _, err := k.append(context.WithoutCancel(ctx), r); err != nil {
+			return api.AsError(err)
+		}
+		return e
+	}
+	if c.intent == 0 {
+		k.offer(r)
+	}
+	return e
+}
+
+// newRecord fills in what every record of a call has.
+func (k *KMS) newRecord(c *call, kind audit.Kind, kid api.KID, result string) *audit.Record {
+	r := &audit.Record{
+		Kind: kind, Time: k.clock(), Op: c.verb.Name, OpID: c.target.OpID,
+		Tenant: c.target.Tenant, Purpose: c.target.Purpose,
+		InputHash: inputHash(c.req), Result: result, Actor: c.session.grant.ID(),
+		Ref: c.intent,
+	}
+	if !kid.IsZero() {
+		r.Key, r.KeyVersion, r.Alg, r.Purpose = kid.Base().String(), kid.Version, kid.Alg, kid.Purpose
+	}
+	return r
+}
+
+// inputHash says what was asked without repeating it: the payload's own digest
+// where there is one, else the hash of the canonical request.
+func inputHash(req api.Request) [32]byte {
+	digest := ""
+	switch r := req.(type) {
+	case *api.SignRequest:
+		digest = r.PayloadB3
+	case *api.VerifyRequest:
+		digest = r.PayloadB3
+	}
+	if digest != "" {
+		d, _ := api.ParseDigest(digest) // Target has checked it
+		return d
+	}
+	return requestHash(req)
+}
+
+// requestHash is SHA-256 over the request's deterministic JSON.
+func requestHash(req api.Request) [32]byte {
+	b, err := api.Encode(req)
+	if err != nil {
+		return [32]byte{}
+	}
+	return sha256.Sum256(b)
+}
+
+// familyName is the alg label of the metrics.
+func (c *call) familyName() string {
+	name := c.target.Key.Alg
+	if create, ok := c.req.(*api.CreateRequest); ok {
+		name = create.Alg
+	}
+	if a, ok := alg.Lookup(name); ok {
+		return a.Family()
+	}
+	return "none"
+}
+
+func timeout(err error) *api.Error {
+	return api.WrapError(api.ReasonTimeout, "the operation did not finish in time", err)
+}

@@ -1,0 +1,95 @@
+package core
+
+import (
+	"context"
+	"slices"
+
+	"github.com/rustyonions/ron-kms/core/api"
+	"github.com/rustyonions/ron-kms/core/capability"
+)
+
+// A Verb is one line of the verb table: the same table stands behind REST, the
+// C ABI's generic call, the command line, the metrics and the docs, so that a
+// verb is on every face or on none.
+type Verb struct {
+	// Name is the verb's name on every face.
+	Name string
+	// Scopes are the capability scopes of which any one suffices.
+	Scopes []string
+	// Mutates says that the verb changes a key, needs an op_id and is done
+	// once however often it is repeated.
+	Mutates bool
+	// DataPlane says that the C ABI has a typed function for it.
+	DataPlane bool
+	// Request makes an empty request, Response an empty response.
+	Request  func() api.Request
+	Response func() any
+
+	run func(*KMS, context.Context, *decided) (outcome, error)
+}
+
+// verbs is the verb table, in the order of the docs. It is filled by init
+// because its functions refer back to it through Do.
+var verbs []*Verb
+
+func init() {
+	verbs = []*Verb{
+		{
+			Name: "create", Scopes: []string{capability.ScopeCreate, capability.ScopeRotate}, Mutates: true,
+			Request: func() api.Request { return new(api.CreateRequest) }, Response: func() any { return new(api.CreateResponse) },
+			run: (*KMS).create,
+		},
+		{
+			Name: "rotate", Scopes: []string{capability.ScopeRotate}, Mutates: true,
+			Request: func() api.Request { return new(api.RotateRequest) }, Response: func() any { return new(api.RotateResponse) },
+			run: (*KMS).rotate,
+		},
+		{
+			Name: "destroy", Scopes: []string{capability.ScopeDestroy}, Mutates: true,
+			Request: func() api.Request { return new(api.DestroyRequest) }, Response: func() any { return new(api.DestroyResponse) },
+			run: (*KMS).destroy,
+		},
+		{
+			Name: "get", Scopes: []string{capability.ScopeRead},
+			Request: func() api.Request { return new(api.GetRequest) }, Response: func() any { return new(api.GetResponse) },
+			run: (*KMS).get,
+		},
+		{
+			Name: "list", Scopes: []string{capability.ScopeRead},
+			Request: func() api.Request { return new(api.ListRequest) }, Response: func() any { return new(api.ListResponse) },
+			run: (*KMS).list,
+		},
+		{
+			Name: "sign", Scopes: []string{capability.ScopeSign}, DataPlane: true,
+			Request: func() api.Request { return new(api.SignRequest) }, Response: func() any { return new(api.SignResponse) },
+			run: (*KMS).sign,
+		},
+		{
+			Name: "verify", Scopes: []string{capability.ScopeVerify, capability.ScopeRead}, DataPlane: true,
+			Request: func() api.Request { return new(api.VerifyRequest) }, Response: func() any { return new(api.VerifyResponse) },
+			run: (*KMS).verify,
+		},
+		{
+			// There is no export. The verb exists so that an attempt gets one
+			// clear answer on every face and a record in the audit log.
+			Name: "export", Scopes: capability.ScopeList(),
+			Request: func() api.Request { return new(api.ExportRequest) }, Response: func() any { return new(api.ExportResponse) },
+			run: func(*KMS, context.Context, *decided) (outcome, error) {
+				return outcome{}, api.NewError(api.ReasonExport, "private keys are never exported")
+			},
+		},
+	}
+}
+
+// Verbs is a copy of the verb table.
+func Verbs() []*Verb { return slices.Clone(verbs) }
+
+// VerbNamed finds a verb; ok is false if there is none of that name.
+func VerbNamed(name string) (v *Verb, ok bool) {
+	for _, v := range verbs {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return nil, false
+}
