@@ -5,7 +5,6 @@ package coretest
 import (
 	"context"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -79,20 +78,7 @@ func TokenFrom(t testing.TB, keys *core.TokenKeys, expiry time.Time, tenant stri
 	if len(scopes) == 0 {
 		scopes = capability.ScopeList()
 	}
-	scope, err := capability.ScopeCaveat(scopes...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	caveats := []capability.Caveat{scope}
-	for _, text := range append([]string{"tenant=" + tenant, "exp=" + strconv.FormatInt(expiry.Unix(), 10)}, extra...) {
-		c, err := capability.ParseCaveat(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		caveats = append(caveats, c)
-	}
-	id := keys.Newest()
-	token, err := mint.New(id, func(use func([]byte)) error { return keys.Root(id, use) }, caveats...)
+	token, err := mint.ForTenant(keys, tenant, scopes, expiry, extra...)
 	if err != nil {
 		t.Fatal(err)
 	}
