@@ -1,0 +1,8 @@
+//go:build !linux
+
+package audit
+
+import "os"
+
+// datasync uses the strongest sync that the os package knows on this system.
+func datasync(f *os.File) error { return f.Sync() }

@@ -1,0 +1,261 @@
+package audit
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Each way a disk fails stops the log at once and for good; nothing is acknowledged that a later Open does not
+// find..
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, op, file string
+		pass           int // bytes of a write that go through
+		err            error
+	}{
+		{"EIO on write", "write", "seg-", 0, syscall.EIO},
+		{"EIO on sync", "sync", "seg-", 0, syscall.EIO},
+		{"ENOSPC on write", "write", "seg-", 0, syscall.ENOSPC},
+		{"short write", "write", "seg-", 100, nil},
+		{"short write with error", "write", "seg-", 513, syscall.ENOSPC},
+		{"EIO on head", "write", headFile, 0, syscall.EIO},
+		{"torn head", "write", headFile, 200, syscall.EIO},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			o := testOptions(t)
+			told := make(chan error, 10)
+			o.OnFailure = func(err error) { told <- err }
+			d, l := newSimLog(t, o)
+			grow(t, l, 5)
+			var acked uint64
+			d.mu.Lock()
+			left, broken := 3, false
+			d.testOnlyFail = func(op, name string, n int) (int, error) {
+				if op != tt.op || !strings.HasPrefix(name, tt.file) || broken {
+					return n, nil
+				}
+				if left--; left > 0 {
+					return n, nil
+				}
+				broken = true // once: later operations would succeed, if the log tried them
+				return tt.pass, tt.err
+			}
+			d.mu.Unlock()
+			var err error
+			for i := 0; err == nil && i < 10; i++ {
+				r := operation("k", i)
+				r.Detail = make([]byte, 900)
+				var got []Receipt
+				if got, err = l.Append(context.Background(), r); err == nil {
+					acked = got[0].Index + 1
+				}
+			}
+			if !errors.Is(err, ErrFailed) || tt.err != nil && !errors.Is(err, tt.err) {
+				t.Fatalf("append: %v", err)
+			}
+			if acked == 0 {
+				t.Fatal("the fault came before any acknowledgement")
+			}
+			if err := <-told; !errors.Is(err, ErrFailed) {
+				t.Errorf("OnFailure: %v", err)
+			}
+			for range 3 {
+				if _, err := l.Append(context.Background(), operation("k", 1)); !errors.Is(err, ErrFailed) {
+					t.Errorf("later append: %v", err)
+				}
+			}
+			if !errors.Is(l.Err(), ErrFailed) {
+				t.Errorf("Err: %v", l.Err())
+			}
+			l.Offer(operation("k", 1))
+			if l.Lost() != 1 {
+				t.Errorf("lost %d", l.Lost())
+			}
+			if err := l.Close(); !errors.Is(err, ErrFailed) {
+				t.Errorf("close: %v", err)
+			}
+			if len(told) != 0 {
+				t.Error("OnFailure was called again")
+			}
+			rng := rand.New(rand.NewPCG(7, 8))
+			d.testOnlyFail = nil
+			for _, c := range []*simDisk{d.killed(), d.powerCut(rng), d.powerCut(rng), d.powerCut(rng)} {
+				l, err := tryOpenSim(c, o)
+				if err != nil {
+					t.Fatalf("reopen: %v", err)
+				}
+				if l.Size() < acked {
+					t.Errorf("%d records, %d acknowledged", l.Size(), acked)
+				}
+				mustClose(t, l)
+			}
+		})
+	}
+}
+
+// A checkpoint that cannot be written or signed stops the log too: the unsigned tail must not grow unnoticed.
+func TestCheckpointFaults(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ op, file string }{
+		{"write", checkpointsFile}, {"sync", checkpointsFile}, {"write", checkpointFile + tmpSuffix}, {"rename", checkpointFile + tmpSuffix},
+		{"syncdir", ""}, {"sync", headFile}, {"sign", ""},
+	} {
+		t.Run(tt.op+" "+tt.file, func(t *testing.T) {
+			t.Parallel()
+			o := testOptions(t)
+			signer := &failingSigner{Signer: o.Signer}
+			o.Signer = signer
+			o.CheckpointRecords = 3
+			d, l := newSimLog(t, o)
+			d.mu.Lock()
+			signer.broken.Store(tt.op == "sign")
+			d.testOnlyFail = func(op, name string, n int) (int, error) {
+				if op == tt.op && name == tt.file {
+					return 0, errInjected
+				}
+				return n, nil
+			}
+			d.mu.Unlock()
+			for range 3 {
+				mustAppend(t, l, operation("k", 1))
+			}
+			<-l.failed
+			if _, err := l.Append(context.Background(), operation("k", 1)); !errors.Is(err, ErrFailed) || !errors.Is(err, errInjected) {
+				t.Errorf("append: %v", err)
+			}
+			size := l.Size()
+			l.Close()
+			d.testOnlyFail = nil
+			signer.broken.Store(false)
+			for _, c := range []*simDisk{d.killed(), d.powerCut(rand.New(rand.NewPCG(1, 1)))} {
+				l := openSim(t, c, o)
+				if l.Size() < size {
+					t.Errorf("%d records of %d", l.Size(), size)
+				}
+				mustClose(t, l)
+			}
+		})
+	}
+}
+
+// A disk too full for the next segment stops the log only when that segment is needed, and what was acknowledged stays. R-274.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	o := testOptions(t)
+	d, l := newSimLog(t, o)
+	d.mu.Lock()
+	d.testOnlyFail = func(op, name string, n int) (int, error) {
+		if op == "write" && strings.HasSuffix(name, tmpSuffix) && strings.HasPrefix(name, "seg-") {
+			return 0, syscall.ENOSPC
+		}
+		return n, nil
+	}
+	d.mu.Unlock()
+	var err error
+	n := uint64(0)
+	for ; err == nil && n < 1000; n++ {
+		_, err = l.Append(context.Background(), operation("k", 1))
+	}
+	if !errors.Is(err, syscall.ENOSPC) || !errors.Is(err, ErrFailed) || n < 100 {
+		t.Fatalf("after %d records: %v", n, err)
+	}
+	l.Close()
+	d.testOnlyFail = nil
+	l = openSim(t, d, o)
+	defer mustClose(t, l)
+	if got := mustAppend(t, l, operation("k", 1)); got[0].KeySeq != n {
+		t.Errorf("sequence %d after %d", got[0].KeySeq, n-1)
+	}
+}
+
+// A log in a process of its own is killed again and again; it never loses what it acknowledged and never cries wolf. R-016.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "audit")
+	o := testOptions(t)
+	if err := Create(dir, o); err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(9, 9))
+	var acked uint64
+	for round := range 6 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), killEnv+"="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		sc := bufio.NewScanner(out)
+		for n := 50 + rng.IntN(200); n > 0 && sc.Scan(); n-- {
+			var i uint64
+			fmt.Sscan(strings.TrimSuffix(sc.Text(), "."), &i)
+			acked = max(acked, i+1)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		for sc.Scan() {
+			var i uint64
+			text, whole := strings.CutSuffix(sc.Text(), ".")
+			if n, _ := fmt.Sscan(text, &i); n == 1 && whole {
+				acked = max(acked, i+1)
+			}
+		}
+		cmd.Wait()
+		rep, err := Verify(context.Background(), dir, VerifyOptions{Verifier: o.Verifier, MACKey: testMAC})
+		if err != nil || rep.Size < acked || rep.Clean {
+			t.Fatalf("round %d: %d records of %d acknowledged, clean %v: %v", round, rep.Size, acked, rep.Clean, err)
+		}
+	}
+	if acked < 200 {
+		t.Errorf("only %d records", acked)
+	}
+	l, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+}
+
+// killEnv makes the test program a writer of the log it names.
+const killEnv = "RONKMS_TEST_AUDIT_KILL"
+
+// killedChild appends, and prints the index of each record that was acknowledged, until it is killed.
+func killedChild() {
+	tb := new(testing.B)
+	o := testOptions(tb)
+	o.CheckpointRecords = 30
+	l, err := Open(os.Getenv(killEnv), o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	for w := range 3 {
+		go func() {
+			for i := 0; ; i++ {
+				got, err := l.Append(context.Background(), operation(fmt.Sprint("k", w), i))
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					os.Exit(1)
+				}
+				fmt.Println(fmt.Sprint(got[0].Index) + ".")
+			}
+		}()
+	}
+	select {}
+}

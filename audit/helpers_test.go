@@ -1,0 +1,202 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+const testOrigin = "kms.example/audit/1"
+
+// testKeys is the one signing key of all tests, made from fixed bytes.
+var testKeys = sync.OnceValues(func() (skey, vkey string) {
+	skey, vkey, err := note.GenerateKey(strings.NewReader(strings.Repeat("test seed for the audit package ", 4)), testOrigin)
+	if err != nil {
+		panic(err)
+	}
+	return skey, vkey
+})
+
+func testMAC(use func([]byte)) {
+	key := sha256.Sum256([]byte("test mac key"))
+	use(key[:])
+}
+
+func testVerifier(tb testing.TB) note.Verifier {
+	_, vkey := testKeys()
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return v
+}
+
+func testOptions(tb testing.TB) Options {
+	skey, vkey := testKeys()
+	s, err := note.NewSigner(skey)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return Options{
+		Origin: testOrigin, Signer: s, Verifier: testVerifier(tb), VerifierKey: vkey, MACKey: testMAC, SegmentSize: minSegmentSize,
+		// Checkpoints come when a test asks for them.
+		CheckpointInterval: time.Hour, CheckpointRecords: 1 << 30, Heartbeat: time.Hour,
+	}
+}
+
+func operation(key string, n int) *Record {
+	return &Record{Kind: KindOperation, Op: "sign", Tenant: "acme", Key: key, KeyVersion: 1, Alg: "ed25519", Purpose: "signing",
+		InputHash: sha256.Sum256(fmt.Append(nil, n)), Result: "ok", Actor: "cap-1"}
+}
+
+func mustAppend(tb testing.TB, l *Log, recs ...*Record) []Receipt {
+	tb.Helper()
+	got, err := l.Append(context.Background(), recs...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return got
+}
+
+// newSimLog creates and opens a log on a simulated disk.
+func newSimLog(tb testing.TB, o Options) (*simDisk, *Log) {
+	tb.Helper()
+	d := newSimDisk()
+	o2, err := o.withDefaults(true)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := createIn(d, o2); err != nil {
+		tb.Fatal(err)
+	}
+	return d, openSim(tb, d, o)
+}
+
+func openSim(tb testing.TB, d *simDisk, o Options) *Log {
+	tb.Helper()
+	l, err := tryOpenSim(d, o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return l
+}
+
+func tryOpenSim(d *simDisk, o Options) (*Log, error) {
+	o, err := o.withDefaults(true)
+	if err != nil {
+		return nil, err
+	}
+	return openIn(d, o)
+}
+
+func mustClose(tb testing.TB, l *Log) {
+	tb.Helper()
+	if err := l.Close(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// verdict returns the verdict in err, or "" if it has none.
+func verdict(err error) Verdict {
+	var ie *IntegrityError
+	if errors.As(err, &ie) {
+		return ie.Verdict
+	}
+	return ""
+}
+
+// verifySim verifies d with and without the MAC key.
+func verifySim(d *simDisk, v note.Verifier, mac bool) (*Report, error) {
+	o := VerifyOptions{Verifier: v}
+	if mac {
+		o.MACKey = testMAC
+	}
+	return verifyIn(context.Background(), d, o)
+}
+
+// frames returns the place of every frame of d.
+type place struct {
+	seg  string
+	off  int
+	n    int
+	recs uint64
+}
+
+func framesOf(tb testing.TB, d *simDisk) []place {
+	tb.Helper()
+	var ps []place
+	for _, seg := range d.segments() {
+		b := d.files[seg].data
+		for off := 0; off < len(b); {
+			f, err := parseFrame(b[off:], maxFrame)
+			if err != nil {
+				break
+			}
+			ps = append(ps, place{seg, off, f.length, uint64(len(f.records))})
+			off += f.length
+		}
+	}
+	return ps
+}
+
+func (d *simDisk) wipe(p place) { clear(d.files[p.seg].data[p.off : p.off+p.n]) }
+
+func (d *simDisk) bytesAt(p place) []byte {
+	return bytes.Clone(d.files[p.seg].data[p.off : p.off+p.n])
+}
+
+// recoveries returns the KindRecovery records of l.
+func recoveries(tb testing.TB, l *Log) []*Record {
+	tb.Helper()
+	var rs []*Record
+	err := l.Read(context.Background(), 0, func(_ uint64, r *Record) error {
+		if r.Kind == KindRecovery {
+			rs = append(rs, r)
+		}
+		return nil
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return rs
+}
+
+// failingSigner can be made to refuse.
+type failingSigner struct {
+	note.Signer
+	broken atomic.Bool
+}
+
+func (s *failingSigner) Sign(msg []byte) ([]byte, error) {
+	if s.broken.Load() {
+		return nil, errInjected
+	}
+	return s.Signer.Sign(msg)
+}
+
+var errInjected = errors.New("injected")
+
+// cachingVerifier remembers what it verified, for tests that verify the same signatures thousands of times.
+type cachingVerifier struct {
+	note.Verifier
+	seen sync.Map // message and signature → bool
+}
+
+func (v *cachingVerifier) Verify(msg, sig []byte) bool {
+	k := string(msg) + "\x00" + string(sig)
+	if ok, found := v.seen.Load(k); found {
+		return ok.(bool)
+	}
+	ok := v.Verifier.Verify(msg, sig)
+	v.seen.Store(k, ok)
+	return ok
+}
