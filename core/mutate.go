@@ -26,7 +26,7 @@ type change struct {
 
 // mutate does one mutation, once per op_id. plan works it out from the present
 // state; it runs under the lane, so that state does not move meanwhile.
-func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **api.Receipt, plan func() (*change, error)) (outcome, error) {
+func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **api.Receipt, replayed *bool, plan func() (*change, error)) (outcome, error) {
 	select {
 	case k.lane <- struct{}{}:
 		defer func() { <-k.lane }()
@@ -40,6 +40,7 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	hash := requestHash(d.req)
 	name := opName(d.target.Tenant, d.verb.Name, d.target.OpID)
 	if kid, found, err := k.replayed(ctx, name, hash, response); err != nil || found {
+		*replayed = found
 		return outcome{response: response, kid: kid, receipt: receipt, result: "ok"}, err
 	}
 	ch, err := plan()
@@ -138,7 +139,7 @@ func (k *KMS) create(ctx context.Context, d *decided) (outcome, error) {
 	if err := demand(d.mode.Tighten(mode), a.Tracks()); err != nil {
 		return outcome{}, err
 	}
-	return k.mutate(ctx, d, resp, &resp.Receipt, func() (*change, error) {
+	return k.mutate(ctx, d, resp, &resp.Receipt, &resp.Replayed, func() (*change, error) {
 		kid := api.KID{Tenant: req.Tenant, Purpose: req.Purpose, Alg: a.Name(), ID: uuid.NewString(), Version: 1}
 		v, err := k.generate(ctx, a, kid)
 		if err != nil {
@@ -253,7 +254,7 @@ func (k *KMS) existing(kid api.KID) (*key, error) {
 
 func (k *KMS) rotate(ctx context.Context, d *decided) (outcome, error) {
 	resp := new(api.RotateResponse)
-	return k.mutate(ctx, d, resp, &resp.Receipt, func() (*change, error) {
+	return k.mutate(ctx, d, resp, &resp.Receipt, &resp.Replayed, func() (*change, error) {
 		cur, err := k.existing(d.target.Key)
 		if err != nil {
 			return nil, err
@@ -287,7 +288,7 @@ func (k *KMS) rotate(ctx context.Context, d *decided) (outcome, error) {
 
 func (k *KMS) destroy(ctx context.Context, d *decided) (outcome, error) {
 	resp := new(api.DestroyResponse)
-	return k.mutate(ctx, d, resp, &resp.Receipt, func() (*change, error) {
+	return k.mutate(ctx, d, resp, &resp.Receipt, &resp.Replayed, func() (*change, error) {
 		cur, err := k.existing(d.target.Key)
 		if err != nil {
 			return nil, err

@@ -195,10 +195,10 @@ type Key struct {
 
 // CreateResponse describes the new key.
 type CreateResponse struct {
-	Key     Key      `json:"key"`
-	KID     string   `json:"kid"`
-	Replay  bool     `json:"replay,omitempty"` // the op_id was seen before; nothing was done again
-	Receipt *Receipt `json:"receipt,omitzero"`
+	Key      Key      `json:"key"`
+	KID      string   `json:"kid"`
+	Receipt  *Receipt `json:"receipt,omitzero"`
+	Replayed bool     `json:"-"` // the op_id was seen before; nothing was done again
 }
 
 // RotateResponse names the new and the previous version.
@@ -206,16 +206,16 @@ type RotateResponse struct {
 	Key      Key      `json:"key"`
 	KID      string   `json:"kid"`
 	Previous string   `json:"previous"`
-	Replay   bool     `json:"replay,omitempty"`
 	Receipt  *Receipt `json:"receipt,omitzero"`
+	Replayed bool     `json:"-"`
 }
 
 // DestroyResponse describes what is left: the public tombstone.
 type DestroyResponse struct {
-	Key     Key      `json:"key"`
-	KID     string   `json:"kid"`
-	Replay  bool     `json:"replay,omitempty"`
-	Receipt *Receipt `json:"receipt,omitzero"`
+	Key      Key      `json:"key"`
+	KID      string   `json:"kid"`
+	Receipt  *Receipt `json:"receipt,omitzero"`
+	Replayed bool     `json:"-"`
 }
 
 // GetResponse describes a key.
