@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,6 +102,52 @@ func TestFaults(t *testing.T) {
 				mustClose(t, l)
 			}
 		})
+	}
+}
+
+// Those who wait behind the write that fails get the failure too, and nothing of theirs is written. R-016.
+func TestFaultReachesTheQueue(t *testing.T) {
+	t.Parallel()
+	d, l := newSimLog(t, testOptions(t))
+	held, hold := make(chan struct{}), make(chan struct{})
+	writes := 0
+	d.mu.Lock()
+	d.testOnlyFail = func(op, name string, n int) (int, error) {
+		if !strings.HasPrefix(name, "seg-") {
+			return n, nil
+		}
+		if op == "write" {
+			writes++
+			return n, nil
+		}
+		close(held)
+		d.mu.Unlock()
+		<-hold
+		d.mu.Lock()
+		return 0, syscall.EIO
+	}
+	d.mu.Unlock()
+	errs := make(chan error, 9)
+	put := func() { _, err := l.Append(context.Background(), operation("k", 1)); errs <- err }
+	go put()
+	<-held
+	for range 8 {
+		go put()
+	}
+	for waiting := 0; waiting < 8; runtime.Gosched() {
+		l.mu.Lock()
+		waiting = l.cur.waiters
+		l.mu.Unlock()
+	}
+	close(hold)
+	for range 9 {
+		if err := <-errs; !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
+			t.Errorf("append: %v", err)
+		}
+	}
+	l.Close()
+	if writes != 1 {
+		t.Errorf("%d writes", writes)
 	}
 }
 

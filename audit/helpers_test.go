@@ -200,3 +200,12 @@ func (v *cachingVerifier) Verify(msg, sig []byte) bool {
 	v.seen.Store(k, ok)
 	return ok
 }
+
+// framesBySegment groups ps by the segment they stand in.
+func framesBySegment(ps []place) map[string][]place {
+	m := make(map[string][]place)
+	for _, p := range ps {
+		m[p.seg] = append(m[p.seg], p)
+	}
+	return m
+}

@@ -6,10 +6,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // grow appends n commits of one to three records.
@@ -228,6 +231,17 @@ func TestTamper(t *testing.T) {
 		{"head of the other log", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
 			d.files[headFile].data = bytes.Clone(other.files[headFile].data)
 		}},
+		{"slots of the head exchanged", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
+			b := d.files[headFile].data
+			d.files[headFile].data = append(bytes.Clone(b[sector:]), b[:sector]...)
+		}},
+		{"last frame moved to a segment of its own", VerdictForked, VerdictForked, func(d *simDisk, ps []place) {
+			p := ps[len(ps)-1]
+			f := &simFile{data: make([]byte, o.SegmentSize)}
+			copy(f.data, d.bytesAt(p))
+			d.wipe(p)
+			d.files[segmentName(len(framesBySegment(ps)))] = f
+		}},
 		{"format of the other log", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
 			d.files[formatFile].data = bytes.Clone(other.files[formatFile].data)
 		}},
@@ -280,6 +294,55 @@ func TestTamper(t *testing.T) {
 	}
 }
 
+// The latest checkpoint, which no record names yet, stands on its signature alone: another key's is refused..
+func TestForgedCheckpoint(t *testing.T) {
+	t.Parallel()
+	o := testOptions(t)
+	d, l := newSimLog(t, o)
+	grow(t, l, 5)
+	crashed := d.killed() // with the checkpoint made at opening as its latest
+	mustClose(t, l)
+	skey, vkey, err := note.GenerateKey(nil, testOrigin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forger, err := note.NewSigner(skey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := parseCheckpoint(d.files[checkpointFile].data, testOrigin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := signCheckpoint(testOrigin, c.size, c.root, forger, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := d.files[checkpointsFile].data
+	d.files[checkpointsFile].data = append(list[:len(list)-len(c.raw)-1:len(list)-len(c.raw)-1], string(forged.raw)+"\n"...)
+	d.files[checkpointFile].data = forged.raw
+	if got := bothRefuse(t, d, "another key"); got != VerdictCheckpoint {
+		t.Errorf("closed: %s", got)
+	}
+	// Appended to a log that crashed: validly formed, over the right root, and not ours.
+	var rep *Report
+	if rep, err = verifySim(crashed, o.Verifier, true); err != nil {
+		t.Fatal(err)
+	}
+	if forged, err = signCheckpoint(testOrigin, rep.Size, rep.Root, forger, v); err != nil {
+		t.Fatal(err)
+	}
+	f := crashed.files[checkpointsFile]
+	f.data = append(f.data, string(forged.raw)+"\n"...)
+	if got := bothRefuse(t, crashed, "appended"); got != VerdictCheckpoint {
+		t.Errorf("crashed: %s", got)
+	}
+}
+
 // What one directory cannot know: all of it put back to an earlier state. The checkpoint that somebody kept tells.
 // This test states the limit, so that nobody believes otherwise. R-050.
 func TestWholeRollbackIsInvisibleInside(t *testing.T) {
@@ -327,7 +390,7 @@ func TestCrashUnderLoad(t *testing.T) {
 			return n, nil
 		}
 		defer one.Unlock()
-		if len(images) >= 120 {
+		if len(images) >= 120/min(flipStep, 4) {
 			full.Store(true)
 		} else if rng.IntN(6) == 0 {
 			acked := acked.Load()
@@ -390,13 +453,26 @@ func TestCrashInCeremonies(t *testing.T) {
 	d, l := newSimLog(t, o)
 	grow(t, l, 3)
 	p := framesOf(t, d)
-	torn := d.killed()
 	last := p[len(p)-1]
-	copy(torn.files[last.seg].data[last.off+last.n:], "torn")
-	torn.files[checkpointsFile].data = append(torn.files[checkpointsFile].data, "half a note"...)
+	// A torn frame and a note cut short, longer than what will overwrite it.
+	torn := d.killed()
+	copy(torn.files[last.seg].data[last.off+last.n:], strings.Repeat("torn", 2000))
+	notes := torn.files[checkpointsFile]
+	notes.data = append(notes.data, strings.Repeat("half a note", 200)...)
+	// A note of which a sector was lost.
+	lost := d.killed()
+	notes = lost.files[checkpointsFile]
+	notes.data = append(notes.data, string(make([]byte, 100))+"\n\n— sig\n\n"...)
+	// A crash between the two places of a checkpoint.
+	before := bytes.Clone(d.files[checkpointFile].data)
+	if err := l.checkpointNow(false); err != nil {
+		t.Fatal(err)
+	}
+	behind := d.killed()
+	behind.files[checkpointFile].data = before
 	mustClose(t, l)
 	rng := rand.New(rand.NewPCG(5, 6))
-	for _, base := range []*simDisk{d, torn} {
+	for _, base := range []*simDisk{d, torn, lost, behind} {
 		d := base.killed()
 		var copies []*simDisk
 		d.testOnlyFail = func(_, _ string, n int) (int, error) {
@@ -408,6 +484,10 @@ func TestCrashInCeremonies(t *testing.T) {
 		l := openSim(t, d, o)
 		mustAppend(t, l, operation("k", 1))
 		mustClose(t, l)
+		d.testOnlyFail = nil
+		if rep, err := verifySim(d, o.Verifier, true); err != nil || !rep.Clean {
+			t.Errorf("after all: %v", err)
+		}
 		for i, c := range copies {
 			l, err := tryOpenSim(c, o)
 			if err != nil {
@@ -437,6 +517,15 @@ func TestFaultyWriter(t *testing.T) {
 			l.enqueue(l.cur, []*Record{{Kind: KindCheckpoint, Time: time.Now(), Ref: 1, InputHash: [32]byte{1}}})
 		}},
 		{"checkpoint over another root", VerdictForked, func(l *Log) { l.root[0]++ }},
+		{"checkpoint that no record names", VerdictCheckpoint, func(l *Log) {
+			c, err := signCheckpoint(o.Origin, l.size, l.root, o.Signer, o.Verifier)
+			if err == nil {
+				err = l.disk.writeCheckpoint(c)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}},
 		{"genesis again", VerdictFormat, func(l *Log) { l.enqueue(l.cur, []*Record{{Kind: KindGenesis, Time: time.Now()}}) }},
 		{"answer to a later record", VerdictTampered, func(l *Log) {
 			r := &Record{Kind: KindNoise, Time: time.Now()}
