@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"runtime"
 	"time"
 
@@ -38,11 +36,9 @@ func listen(k *core.KMS, log *slog.Logger) (*listener, error) {
 	l := &listener{server: server, done: make(chan error, 1)}
 	go func() {
 		err := server.Serve()
-		if errors.Is(err, http.ErrServerClosed) {
-			err = nil
-		}
 		if err != nil {
-			// Nobody waits for this yet, and the C interface goes on without.
+			// ronkms_close returns this, but may be far away: the C interface
+			// goes on without.
 			log.Error("the HTTP control plane ended", "cause", err.Error())
 		}
 		l.done <- err
