@@ -202,7 +202,7 @@ func (k *KMS) publish(kid api.KID, r *keyRecord) error {
 	}
 	old := k.keys.put(parsed)
 	gauge := k.metrics.Keys.WithLabelValues(kid.Tenant, kid.Purpose, parsed.alg.Family())
-	wasUsable, usable := old != nil && old.record.State == api.StateActive, r.State == api.StateActive
+	wasUsable, usable := old != nil && old.signs(), parsed.signs()
 	switch {
 	case usable && !wasUsable:
 		gauge.Inc()

@@ -199,6 +199,11 @@ func (k *KMS) record(ctx context.Context, e executed) (recorded, error) {
 	}
 	r := k.newRecord(e.call, audit.KindOperation, e.kid, e.result)
 	r.Attestation = e.class
+	if e.kid.IsZero() && !e.target.Key.IsZero() {
+		// A verify about a key that there is not: its name stays on record,
+		// outside of any key's sequence.
+		r.Detail = []byte(e.target.Key.String())
+	}
 	if e.receipt == nil {
 		k.offer(r)
 		return recorded{e.call, e.response}, nil

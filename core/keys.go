@@ -81,6 +81,9 @@ func newKey(kid api.KID, r *keyRecord, now time.Time) (*key, error) {
 	return k, nil
 }
 
+// signs reports whether the key can sign: its head may be destroyed alone.
+func (k *key) signs() bool { return k.versions[k.record.Head].state == api.StateActive }
+
 func trackOf(a *alg.Alg, name string) *alg.Track {
 	for _, t := range a.Tracks() {
 		if t.Name() == name {

@@ -1,9 +1,11 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -69,11 +71,7 @@ func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (*audit.Log, 
 	mutations := make(map[uint64]*mutation)
 	o := auditOptions(k.cfg, signer, frames, k.clock)
 	o.OnRecord = func(index uint64, r *audit.Record) error {
-		if r.Kind == audit.KindIntent {
-			mutations[index] = &mutation{record: r}
-		} else if m, ok := mutations[r.Ref-1]; ok && r.Ref > 0 && r.Kind != audit.KindCheckpoint {
-			m.result = r.Result
-		}
+		observe(mutations, index, r)
 		return nil
 	}
 	o.OnFailure = func(err error) { k.failed(api.ReasonAuditWrite, err) }
@@ -83,6 +81,18 @@ func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (*audit.Log, 
 	}
 	log, err := audit.Open(auditDir(k.cfg.Dir), o)
 	return log, mutations, err
+}
+
+// observe adds one record of the log, in their order.
+func observe(mutations map[uint64]*mutation, index uint64, r *audit.Record) {
+	switch r.Kind {
+	case audit.KindIntent:
+		mutations[index] = &mutation{record: r}
+	case audit.KindOperation: // the log's own records use Ref for other things
+		if m, ok := mutations[r.Ref-1]; ok && r.Ref > 0 {
+			m.result = r.Result
+		}
+	}
 }
 
 // settled is an intent together with what became of it.
@@ -129,6 +139,7 @@ func compare(mutations map[uint64]*mutation, found *contents) ([]settled, error)
 				intent, backends.ErrTampered)
 		}
 	}
+	slices.SortFunc(pending, func(a, b settled) int { return cmp.Compare(a.index, b.index) })
 	return pending, nil
 }
 

@@ -233,15 +233,16 @@ func openDB(path string) (db *bbolt.DB, err error) {
 			Timeout: lockWait,
 			// bbolt would create the file; opening a store never does.
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				return os.OpenFile(name, flag&^os.O_CREATE|unix.O_NOFOLLOW, mode)
+				return openChecked(name, flag&^os.O_CREATE|unix.O_NOFOLLOW, mode)
 			},
 		})
 		return err
 	})
 	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout), errors.Is(err, backends.ErrBusy):
 		return nil, backends.ErrBusy
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+	case errors.Is(err, errStructure), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum),
+		errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("file: %s: %w: %w", keysFile, backends.ErrTampered, err)
 	case err != nil:
 		return nil, fmt.Errorf("file: %s: %w", keysFile, err)
@@ -249,14 +250,42 @@ func openDB(path string) (db *bbolt.DB, err error) {
 	return db, nil
 }
 
-// guard turns what bbolt does on a damaged page, a panic or a fault in its
-// mapping, into ErrTampered.
+// openChecked opens keys.db, takes the lock that bbolt takes again on the same
+// file, and checks the structure of what is there while nobody else can change
+// it. An empty file, which bbolt would make a new store of, is damaged too.
+func openChecked(name string, flag int, mode os.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(name, flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = backends.ErrBusy
+	}
+	if err == nil {
+		var st os.FileInfo
+		if st, err = f.Stat(); err == nil {
+			err = checkBolt(f, st.Size())
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// guard turns what bbolt does on a page that was damaged while the store was
+// open, a panic or a fault in its mapping, into ErrTampered, and the answer of
+// a closed file into ErrClosed.
 func guard(fn func() error) (err error) {
 	old := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(old)
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("file: %s: %w: %v", keysFile, backends.ErrTampered, p)
+		}
+		if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+			err = backends.ErrClosed
 		}
 	}()
 	return fn()
@@ -265,18 +294,13 @@ func guard(fn func() error) (err error) {
 // Name implements [backends.Backend].
 func (b *Backend) Name() string { return "file" }
 
-// Load implements [backends.Records]. It checks the whole file's structure
-// first, so that a page changed from outside is noticed now and not at the
-// next commit.
+// Load implements [backends.Records].
 func (b *Backend) Load(_ context.Context, fn func(string, []byte) error) (rev uint64, err error) {
 	if b.isClosed() {
 		return 0, backends.ErrClosed
 	}
 	err = guard(func() error {
 		return b.db.View(func(tx *bbolt.Tx) error {
-			for err := range tx.Check() {
-				return fmt.Errorf("file: %s: %w: %w", keysFile, backends.ErrTampered, err)
-			}
 			meta, records := tx.Bucket(bucketMeta), tx.Bucket(bucketRecords)
 			if meta == nil || records == nil || len(meta.Get(keyRevision)) != 8 {
 				return fmt.Errorf("file: %s: %w: buckets are missing", keysFile, backends.ErrTampered)

@@ -4,6 +4,7 @@
 package software
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"encoding/binary"
@@ -26,16 +27,20 @@ type Custodian struct {
 	root  *secret.Bytes
 	seal  *secret.Bytes
 
+	// making is read-held while a key is made, and held by the one call that
+	// found the arena full.
+	making sync.RWMutex
+
 	mu     sync.Mutex // guards the fields below; never held while computing
 	cached map[backends.Ref]*list.Element
 	recent *list.List // of *entry, most recent first
-	bytes  int
 	closed bool
 }
 
 type entry struct {
-	ref backends.Ref
-	key *secret.Bytes // expanded private key
+	ref    backends.Ref
+	sealed []byte        // what key was unsealed from
+	key    *secret.Bytes // expanded private key
 }
 
 // New makes a custodian over root, which it owns from then on.
@@ -55,7 +60,11 @@ func (c *Custodian) Arena() *secret.Arena { return c.arena }
 
 // Derive implements [backends.Backend].
 func (c *Custodian) Derive(label string, n int) (*secret.Bytes, error) {
-	b, err := c.root.Derive(c.arena, label, n)
+	var b *secret.Bytes
+	err := c.withRoom(func() (err error) {
+		b, err = c.root.Derive(c.arena, label, n)
+		return err
+	})
 	return b, arenaErr(err)
 }
 
@@ -108,21 +117,21 @@ func (c *Custodian) Generate(_ context.Context, ref backends.Ref) (backends.Mate
 	if err != nil {
 		return backends.Material{}, err
 	}
-	var seed *secret.Bytes
-	var public []byte
-	err = c.withRoom(func() (err error) {
-		seed, public, err = t.Generate(c.arena)
+	var m backends.Material
+	err = c.withRoom(func() error {
+		seed, public, err := t.Generate(c.arena)
+		if err != nil {
+			return err
+		}
+		defer seed.Destroy()
+		sealed, err := c.seal.Seal(seed, aad(ref))
+		m = backends.Material{Public: public, Sealed: sealed}
 		return err
 	})
 	if err != nil {
-		return backends.Material{}, fmt.Errorf("software: generate: %w", err)
+		return backends.Material{}, fmt.Errorf("software: generate: %w", arenaErr(err))
 	}
-	defer seed.Destroy()
-	sealed, err := c.seal.Seal(seed, aad(ref))
-	if err != nil {
-		return backends.Material{}, fmt.Errorf("software: generate: %w", err)
-	}
-	return backends.Material{Public: public, Sealed: sealed}, nil
+	return m, nil
 }
 
 // Sign implements [backends.Custodian].
@@ -142,7 +151,7 @@ func (c *Custodian) Sign(_ context.Context, ref backends.Ref, sealed, msg []byte
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("software: sign: %w", err)
+			return nil, fmt.Errorf("software: sign: %w", arenaErr(err))
 		}
 		return sig, nil
 	}
@@ -155,7 +164,8 @@ func (c *Custodian) expanded(ref backends.Ref, t *alg.Track, sealed []byte) (*se
 		c.mu.Unlock()
 		return nil, backends.ErrClosed
 	}
-	if e, ok := c.cached[ref]; ok {
+	// A key that is cached vouches only for the sealed form it came from.
+	if e, ok := c.cached[ref]; ok && bytes.Equal(e.Value.(*entry).sealed, sealed) {
 		c.recent.MoveToFront(e)
 		c.mu.Unlock()
 		return e.Value.(*entry).key, nil
@@ -169,20 +179,24 @@ func (c *Custodian) expanded(ref backends.Ref, t *alg.Track, sealed []byte) (*se
 			return err
 		}
 		defer seed.Destroy()
-		key, err = t.Expand(c.arena, seed)
+		made, err := t.Expand(c.arena, seed)
+		if err != nil {
+			return err
+		}
+		key, err = c.cache(ref, sealed, made)
 		return err
 	})
-	if err != nil {
-		if errors.Is(err, secret.ErrUnseal) {
-			return nil, backends.ErrTampered
-		}
-		return nil, fmt.Errorf("software: unseal: %w", err)
+	if errors.Is(err, secret.ErrUnseal) {
+		return nil, backends.ErrTampered
 	}
-	return c.cache(ref, key)
+	if err != nil {
+		return nil, fmt.Errorf("software: unseal: %w", arenaErr(err))
+	}
+	return key, nil
 }
 
 // cache keeps key for ref; if another call was first, its key stays.
-func (c *Custodian) cache(ref backends.Ref, key *secret.Bytes) (*secret.Bytes, error) {
+func (c *Custodian) cache(ref backends.Ref, sealed []byte, key *secret.Bytes) (*secret.Bytes, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -190,17 +204,29 @@ func (c *Custodian) cache(ref backends.Ref, key *secret.Bytes) (*secret.Bytes, e
 		return nil, backends.ErrClosed
 	}
 	if e, ok := c.cached[ref]; ok {
-		key.Destroy()
-		return e.Value.(*entry).key, nil
+		if ent := e.Value.(*entry); bytes.Equal(ent.sealed, sealed) {
+			key.Destroy()
+			return ent.key, nil
+		}
+		c.drop(e)
 	}
-	c.cached[ref] = c.recent.PushFront(&entry{ref, key})
-	c.bytes += key.Len()
+	c.cached[ref] = c.recent.PushFront(&entry{ref, bytes.Clone(sealed), key})
 	return key, nil
 }
 
-// withRoom runs fn and, as long as the arena is full, evicts the key that was
-// not used for longest and tries again.
+// withRoom runs fn, which holds nothing of the arena when it fails. If the
+// arena is full, it runs fn again without others beside it, whose half-made
+// keys take room for a moment, and evicts the key that was not used for longest
+// until there is room.
 func (c *Custodian) withRoom(fn func() error) error {
+	c.making.RLock()
+	err := fn()
+	c.making.RUnlock()
+	if !errors.Is(err, secret.ErrArenaFull) {
+		return err
+	}
+	c.making.Lock()
+	defer c.making.Unlock()
 	for {
 		err := fn()
 		if !errors.Is(err, secret.ErrArenaFull) {
@@ -227,7 +253,6 @@ func (c *Custodian) evict() bool {
 func (c *Custodian) drop(e *list.Element) {
 	ent := c.recent.Remove(e).(*entry)
 	delete(c.cached, ent.ref)
-	c.bytes -= ent.key.Len()
 	ent.key.Destroy()
 }
 

@@ -51,7 +51,8 @@ type Config struct {
 	Bind string `env:"KMS_BIND" json:"bind,omitempty"`
 
 	// MetricsBind moves /metrics to a listener of its own; empty serves it
-	// beside the API.
+	// beside the API. It is required where Bind is not loopback, because
+	// metrics name tenants and need no token.
 	MetricsBind string `env:"KMS_METRICS_BIND" json:"metrics_bind,omitempty"`
 
 	// TLSCert and TLSKey are PEM files; both or neither. TLS 1.3 only.
@@ -77,7 +78,8 @@ type Config struct {
 	ArenaSize int `env:"KMS_ARENA_SIZE" json:"arena_size,omitempty"`
 
 	// AuditSegmentSize is the preallocated size of one audit segment, in
-	// bytes: 64 KiB to 64 MiB, default 16 MiB. It is fixed by init.
+	// bytes: a multiple of 512 from 64 KiB to 64 MiB, default 16 MiB. It is
+	// fixed by init.
 	AuditSegmentSize int64 `env:"KMS_AUDIT_SEGMENT_SIZE" json:"audit_segment_size,omitempty"`
 
 	// AuditCheckpointInterval is how long a record may stay without a signed
@@ -209,6 +211,9 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("%s must be %d to %d", b.name, b.low, b.high)
 		}
 	}
+	if c.AuditSegmentSize%512 != 0 {
+		return errors.New("KMS_AUDIT_SEGMENT_SIZE must be a multiple of 512")
+	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("KMS_TLS_CERT and KMS_TLS_KEY go together")
 	}
@@ -216,6 +221,10 @@ func (c *Config) Validate() error {
 		if err := validateBind(name, addr, c.TLSCert != "" && name == "KMS_BIND"); err != nil {
 			return err
 		}
+	}
+	host, _, err := net.SplitHostPort(c.Bind)
+	if err == nil && !strings.HasPrefix(c.Bind, "unix://") && !isLoopback(host) && c.MetricsBind == "" {
+		return errors.New("KMS_BIND is open to the network and /metrics names tenants: set KMS_METRICS_BIND to a loopback address")
 	}
 	return nil
 }
@@ -234,11 +243,15 @@ func validateBind(name, addr string, tls bool) error {
 	if err != nil {
 		return fmt.Errorf("%s must be host:port or unix:///path", name)
 	}
-	ip := net.ParseIP(host)
-	if !tls && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if !tls && !isLoopback(host) {
 		return fmt.Errorf("%s: %s is not loopback; set KMS_TLS_CERT and KMS_TLS_KEY, or bind 127.0.0.1", name, addr)
 	}
 	return nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // IsAmnesia reports whether nothing may be written.

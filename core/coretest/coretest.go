@@ -4,13 +4,17 @@ package coretest
 
 import (
 	"context"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/note"
 
+	"github.com/rustyonions/ron-kms/audit"
 	"github.com/rustyonions/ron-kms/core"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
@@ -148,4 +152,75 @@ func Sign(t testing.TB, k *core.KMS, s *core.Session, kid, digest string) *api.S
 func Verify(t testing.TB, k *core.KMS, s *core.Session, digest string, sigs []api.Signature) *api.VerifyResponse {
 	t.Helper()
 	return Must[api.VerifyResponse](t, k, s, "verify", &api.VerifyRequest{PayloadB3: digest, Sigs: sigs})
+}
+
+// Destroy erases the private part of a key, or of the version that kid names.
+func Destroy(t testing.TB, k *core.KMS, s *core.Session, kid string) *api.DestroyResponse {
+	t.Helper()
+	return Must[api.DestroyResponse](t, k, s, "destroy", &api.DestroyRequest{OpID: uuid.NewString(), KID: kid})
+}
+
+// Get describes a key.
+func Get(t testing.TB, k *core.KMS, s *core.Session, kid string) *api.GetResponse {
+	t.Helper()
+	return Must[api.GetResponse](t, k, s, "get", &api.GetRequest{KID: kid})
+}
+
+// Code is the code of an error, "" for nil.
+func Code(err error) api.Code {
+	if err == nil {
+		return ""
+	}
+	return api.AsError(err).Code
+}
+
+// An Entry is a record of the audit log with its index.
+type Entry struct {
+	Index uint64
+	*audit.Record
+}
+
+// Audit verifies the audit log of a store, which may be open, as an auditor
+// would, with the public key that init printed; and reads all of it.
+func Audit(t testing.TB, cfg *config.Config, verifierKey string) []Entry {
+	t.Helper()
+	verifier, err := note.NewVerifier(verifierKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []Entry
+	_, err = audit.Verify(context.Background(), filepath.Join(cfg.Dir, "audit"), audit.VerifyOptions{
+		Verifier: verifier,
+		OnRecord: func(index uint64, r *audit.Record) error { all = append(all, Entry{index, r}); return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// Copy copies the folder of a store, open or not: what a process that is
+// killed at this moment would leave.
+func Copy(t testing.TB, from, to string) {
+	t.Helper()
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.Mkdir(filepath.Join(to, name), 0o700)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, name), data, 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

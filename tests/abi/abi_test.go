@@ -20,6 +20,7 @@ import (
 	"github.com/rustyonions/ron-kms/core"
 	"github.com/rustyonions/ron-kms/core/config"
 	"github.com/rustyonions/ron-kms/core/coretest"
+	"github.com/rustyonions/ron-kms/tests/skip"
 )
 
 const root = "../.." // of the repository
@@ -54,16 +55,6 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// skip skips loudly for want of a tool, and fails where RONKMS_NO_SKIP=1 says
-// that all tools are there.
-func skip(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("RONKMS_NO_SKIP") == "1" {
-		t.Fatal("RONKMS_NO_SKIP=1, but: " + why)
-	}
-	t.Skip("NOT TESTED: " + why)
-}
-
 // sources looks at every file that the build script, the compilers and Python
 // read: the go command sees what a test itself looks at and, unlike what its
 // programs read, does not answer from its cache when that has changed.
@@ -84,11 +75,11 @@ func needs(t *testing.T, tools ...string) {
 		t.Fatal(err)
 	}
 	if missing != "" {
-		skip(t, missing+" is not installed")
+		skip.Skip(t, missing+" is not installed")
 	}
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
-			skip(t, tool+" is not installed")
+			skip.Skip(t, tool+" is not installed")
 		}
 	}
 }
