@@ -3,22 +3,29 @@ module github.com/rustyonions/ron-kms
 go 1.26.0
 
 require (
-	filippo.io/age v1.3.2
-	github.com/awnumar/memguard v0.23.0
-	github.com/caarlos0/env/v11 v11.4.2
-	github.com/cloudflare/circl v1.6.5
-	github.com/go-json-experiment/json v1.27.2
-	github.com/google/uuid v1.6.0
-	github.com/prometheus/client_golang v1.25.0
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/spf13/cobra v1.10.2
-	github.com/transparency-dev/merkle v0.0.2
-	go.etcd.io/bbolt v1.5.0
-	golang.org/x/mod v0.42.0
-	golang.org/x/sys v0.49.0
-	golang.org/x/term v0.47.0
-	gopkg.in/macaroon.v2 v2.1.0
-	lukechampine.com/blake3 v1.4.1
+	filippo.io/age v1.3.2 // seals the root key under a passphrase
+	github.com/awnumar/memguard v0.23.0 // locked, guarded memory for the arena of secrets
+	github.com/caarlos0/env/v11 v11.4.2 // reads KMS_* variables into the configuration
+	github.com/cloudflare/circl v1.6.5 // Ed25519 and ML-DSA that work on locked memory
+	github.com/go-json-experiment/json v1.27.2 // strict JSON: unknown, duplicate and wrong-case names refused
+	github.com/google/uuid v1.6.0 // op_ids and key ids
+	github.com/prometheus/client_golang v1.25.0 // metrics
+	github.com/spf13/cobra v1.10.2 // the command line
+	github.com/transparency-dev/merkle v0.0.2 // RFC 6962 hashing and compact ranges for the audit log
+	go.etcd.io/bbolt v1.5.0 // the record store of the file backend
+	golang.org/x/mod v0.42.0 // signed notes (C2SP) for audit checkpoints
+	golang.org/x/sys v0.49.0 // flock, madvise, fdatasync
+	golang.org/x/term v0.47.0 // asks for a passphrase without echo
+	gopkg.in/macaroon.v2 v2.1.0 // the chain of tags in capability tokens
+	lukechampine.com/blake3 v1.4.1 // BLAKE3 digests
+)
+
+// Test dependencies.
+require (
+	github.com/rogpeppe/go-internal v1.16.0 // scripts that drive the real command line
+	github.com/transparency-dev/formats v0.1.1 // an independent parser of checkpoints
+	go.uber.org/goleak v1.3.0 // finds goroutines that outlive their owner
+	pgregory.net/rapid v1.3.0 // property tests against models
 )
 
 require (
@@ -33,10 +40,7 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
-	github.com/transparency-dev/formats v0.1.1 // indirect
-	go.uber.org/goleak v1.3.0 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
-	pgregory.net/rapid v1.3.0 // indirect
 )

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,14 +86,33 @@ func (s osStorage) lock(name string, writer bool) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The lock belongs to the open file description: it ends with the process, whatever kills it.
-	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrBusy
+	// The lock belongs to the open file description: it ends with the process, whatever kills it. Somebody who verifies the log
+	// holds it for a moment, so one refusal is not the last word.
+	for try := 0; ; try++ {
+		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return flock{f}, nil
 		}
-		return nil, errors.Join(err, f.Close())
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(err, f.Close())
+		}
+		if !writer || try == lockTries {
+			return nil, errors.Join(ErrBusy, f.Close())
+		}
+		time.Sleep(lockPause)
 	}
-	return f, nil
+}
+
+const (
+	lockTries = 10
+	lockPause = 5 * time.Millisecond
+)
+
+// flock is a held lock. A child that is between fork and exec has the description too, so closing alone would not release it.
+type flock struct{ f *os.File }
+
+func (l flock) Close() error {
+	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
 }
 
 type osFile struct{ *os.File }

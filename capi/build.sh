@@ -24,7 +24,7 @@ fi
 # The go command does not see the version script's content: without the old
 # file it must link again.
 rm -f "$out/libronkms.so.0"
-CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -ldflags "-s -w -X main.version=${VERSION:-0.1.0-dev} -extldflags '-Wl,--version-script=$(pwd)/capi/ronkms.map -Wl,-soname,libronkms.so.0 -Wl,-z,nodelete -Wl,-z,now'" -o "$out/libronkms.so.0" ./capi
+CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -ldflags "-s -w -buildid= -X main.version=${VERSION:-0.1.0-dev} -extldflags '-Wl,--version-script=$(pwd)/capi/ronkms.map -Wl,-soname,libronkms.so.0 -Wl,-z,nodelete -Wl,-z,now'" -o "$out/libronkms.so.0" ./capi
 # The generated header repeats the Go side; the only header is include/ronkms.h.
 rm -f "$out/libronkms.so.h" "$out/libronkms.so.0.h" "$out/libronkms.h"
 ln -sfn libronkms.so.0 "$out/libronkms.so"

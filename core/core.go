@@ -406,7 +406,11 @@ func (k *KMS) Close() error {
 func (k *KMS) release() error {
 	var errs []error
 	if k.audit != nil {
-		errs = append(errs, k.audit.Close())
+		err := k.audit.Close()
+		if err == nil && k.failure.Load() == nil {
+			err = k.noteLogSize(context.Background())
+		}
+		errs = append(errs, err)
 	}
 	if k.tokens != nil {
 		k.tokens.Close()

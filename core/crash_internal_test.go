@@ -502,3 +502,55 @@ func TestPrivatePartsAreErased(t *testing.T) {
 		t.Errorf("%d keys are in memory, want none", got-idle)
 	}
 }
+
+// A rotation in the middle of a signature: the signature counts as made before
+// it, and the old private part does not stay in memory after it. R-011.
+func TestRotateInsideSign(t *testing.T) {
+	t.Parallel()
+	cfg := crashConfig(t)
+	if _, err := Init(context.Background(), cfg, []byte(crashPassphrase), InitOptions{WorkFactor: 10}); err != nil {
+		t.Fatal(err)
+	}
+	k, s := crashOpen(t, cfg)
+	idle := k.vault.Arena().Stats().Slots
+	made, err := crashDo(k, s, "create", &api.CreateRequest{OpID: uuid.NewString(), Tenant: "acme", Purpose: "test", Alg: "hybrid"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kid := made.(*api.CreateResponse).KID
+	var once sync.Once
+	k.vault.Backend = &beforeSign{Backend: k.vault.Backend, hook: func() {
+		once.Do(func() {
+			if _, err := crashDo(k, s, "rotate", &api.RotateRequest{OpID: uuid.NewString(), KID: kid}); err != nil {
+				t.Error(err)
+			}
+		})
+	}}
+	r, err := crashDo(k, s, "sign", &api.SignRequest{KID: kid, PayloadB3: digest1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.(*api.SignResponse); got.KID != kid {
+		t.Errorf("signed as %s, want %s", got.KID, kid)
+	}
+	if got := k.vault.Arena().Stats().Slots; got != idle {
+		t.Errorf("%d private parts of the old version are in memory", got-idle)
+	}
+	v, err := crashDo(k, s, "verify", &api.VerifyRequest{PayloadB3: digest1, Sigs: r.(*api.SignResponse).Sigs})
+	if err != nil || !v.(*api.VerifyResponse).OK {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
+}
+
+// beforeSign calls a hook before each signature of a tenant's key.
+type beforeSign struct {
+	backends.Backend
+	hook func()
+}
+
+func (b *beforeSign) Sign(ctx context.Context, ref backends.Ref, sealed, msg []byte) ([]byte, error) {
+	if ref.KID.Tenant == "acme" {
+		b.hook()
+	}
+	return b.Backend.Sign(ctx, ref, sealed, msg)
+}

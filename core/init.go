@@ -139,7 +139,7 @@ func bootstrap(ctx context.Context, v *vault) error {
 	if err != nil {
 		return err
 	}
-	return v.commit(ctx, 0,
+	return v.commit(ctx, 0, 0,
 		named{nameAttestation, systemRecord{Public: attestation.Public, Sealed: attestation.Sealed}},
 		named{nameAuditFrames, systemRecord{Sealed: sealed}})
 }

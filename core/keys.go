@@ -167,12 +167,3 @@ func (x *keyIndex) page(tenant, purpose, after string, limit int) (keys []*key, 
 	}
 	return keys, false
 }
-
-// all calls fn with every key, in no order.
-func (x *keyIndex) all(fn func(*key)) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for _, k := range x.byKID {
-		fn(k)
-	}
-}

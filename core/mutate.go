@@ -68,7 +68,7 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 		d.settled = true
 		return outcome{}, err
 	}
-	err = k.vault.commit(ctx, d.intent,
+	err = k.vault.commit(ctx, d.intent, 0,
 		named{prefixKey + next.kid.String(), ch.record},
 		named{name, opRecord{RequestHash: hash[:], Intent: at.LogIndex, Response: answer}})
 	if err != nil {

@@ -46,7 +46,7 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 	k.signer = signer
 	k.secrets = append(k.secrets, frames)
 
-	log, mutations, err := k.replay(signer, frames)
+	log, mutations, size, err := k.replay(signer, frames)
 	var integrity *audit.IntegrityError
 	if errors.As(err, &integrity) {
 		k.tampered(err)
@@ -59,28 +59,52 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 	if k.failure.Load() != nil {
 		return nil // the store is damaged already: compare nothing
 	}
+	if size < k.vault.head.LogSize {
+		k.tampered(fmt.Errorf("the log has %d records and the store knows of %d: the log is older than its store: %w",
+			size, k.vault.head.LogSize, backends.ErrTampered))
+		return nil
+	}
 	pending, err := compare(mutations, found)
 	if err != nil {
 		k.tampered(err)
 		return nil
 	}
-	return k.settle(ctx, pending)
+	if err := k.settle(ctx, pending); err != nil {
+		return err
+	}
+	return k.noteLogSize(ctx)
 }
 
-func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (*audit.Log, map[uint64]*mutation, error) {
-	mutations := make(map[uint64]*mutation)
+// noteLogSize lets the store remember how long its log is, so that an older
+// log is noticed even if nothing but signatures came after it. It is done when
+// a store is opened and closed; every mutation does it too.
+func (k *KMS) noteLogSize(ctx context.Context) error {
+	if k.cfg.IsAmnesia() {
+		return nil
+	}
+	if err := k.vault.commit(ctx, 0, k.audit.Size()); err != nil {
+		return fmt.Errorf("head record: %w", err)
+	}
+	return nil
+}
+
+// replay opens the log. It returns the mutations found in it, and how many
+// records there were before opening added its own.
+func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (log *audit.Log, mutations map[uint64]*mutation, size uint64, err error) {
+	mutations = make(map[uint64]*mutation)
 	o := auditOptions(k.cfg, signer, frames, k.clock)
 	o.OnRecord = func(index uint64, r *audit.Record) error {
 		observe(mutations, index, r)
+		size = index + 1
 		return nil
 	}
 	o.OnFailure = func(err error) { k.failed(api.ReasonAuditWrite, err) }
 	if k.cfg.IsAmnesia() {
-		log, err := audit.NewMemory(o)
-		return log, mutations, err
+		log, err = audit.NewMemory(o)
+	} else {
+		log, err = audit.Open(auditDir(k.cfg.Dir), o)
 	}
-	log, err := audit.Open(auditDir(k.cfg.Dir), o)
-	return log, mutations, err
+	return log, mutations, size, err
 }
 
 // observe adds one record of the log, in their order.

@@ -70,7 +70,8 @@ type systemRecord struct {
 type headRecord struct {
 	StoreID  string `json:"store_id"`
 	Revision uint64 `json:"revision"`
-	Intent   uint64 `json:"intent"` // of the last mutation, +1; 0 if none yet
+	Intent   uint64 `json:"intent"`   // of the last mutation, +1; 0 if none yet
+	LogSize  uint64 `json:"log_size"` // records that the audit log had at least
 }
 
 // Labels of the keys that the store derives from its root key.
@@ -161,16 +162,18 @@ type named struct {
 	record any
 }
 
-// commit writes records and the new head in one durable step. The caller
+// commit writes records and the new head in one durable step; intent and
+// logSize are what the head says of the audit log, 0 for nothing new. The caller
 // holds the lane. After an error other than ErrConflict and ErrClosed the
 // disk may hold either state; only reopening tells.
-func (v *vault) commit(ctx context.Context, intent uint64, records ...named) error {
+func (v *vault) commit(ctx context.Context, intent, logSize uint64, records ...named) error {
 	next := v.revision + 1
 	head := v.head
 	head.Revision = next
 	if intent > 0 {
 		head.Intent = intent
 	}
+	head.LogSize = max(head.LogSize, logSize, intent)
 	puts := make([]backends.Put, 0, len(records)+1)
 	for _, r := range append(records, named{nameHead, head}) {
 		value, err := v.encode(r.name, next, r.record)

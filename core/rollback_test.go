@@ -368,3 +368,28 @@ func recordsCorruptKeys(_ *bbolt.Tx, b *bbolt.Bucket) error {
 	}
 	return err
 }
+
+// An older log is noticed even if nothing but signatures came after it, once
+// the store was closed or opened again since. R-050.
+func TestOldLogWithoutMutations(t *testing.T) {
+	t.Parallel()
+	cfg, _, k := store(t)
+	s := Session(t, k, "acme")
+	kid := Create(t, k, s, "ed25519").KID
+	k.Close()
+	then := filepath.Join(t.TempDir(), "then")
+	Copy(t, cfg.Dir, then)
+	k = Open(t, cfg, core.Options{})
+	s = Session(t, k, "acme")
+	sigs := Sign(t, k, s, kid, Digest(1)).Sigs
+	k.Close()
+	replace(t, then, cfg.Dir, "audit")
+	k = Open(t, cfg, core.Options{})
+	if r := k.Ready(); r.Ready || r.Reason != string(api.ReasonStoreTampered) {
+		t.Fatalf("an older log was accepted: %+v", r)
+	}
+	s = Session(t, k, "acme")
+	if !Verify(t, k, s, Digest(1), sigs).OK {
+		t.Fatal("verify stopped")
+	}
+}
