@@ -6,6 +6,7 @@ require (
 	filippo.io/age v1.3.2 // seals the root key under a passphrase
 	github.com/awnumar/memguard v0.23.0 // locked, guarded memory for the arena of secrets
 	github.com/caarlos0/env/v11 v11.4.2 // reads KMS_* variables into the configuration
+	github.com/canonical/go-sp800.90a-drbg v0.0.0-20210314144037-6eeb1040d6c3 // the random generator of SP 800-90A (HMAC_DRBG)
 	github.com/cloudflare/circl v1.6.5 // Ed25519 and ML-DSA that work on locked memory
 	github.com/go-json-experiment/json v1.27.2 // strict JSON: unknown, duplicate and wrong-case names refused
 	github.com/google/uuid v1.6.0 // op_ids and key ids
@@ -13,6 +14,7 @@ require (
 	github.com/spf13/cobra v1.10.2 // the command line
 	github.com/transparency-dev/merkle v0.0.2 // RFC 6962 hashing and compact ranges for the audit log
 	go.etcd.io/bbolt v1.5.0 // the record store of the file backend
+	golang.org/x/crypto v0.58.0 // ChaCha20-Poly1305
 	golang.org/x/mod v0.42.0 // signed notes (C2SP) for audit checkpoints
 	golang.org/x/sys v0.49.0 // flock, madvise, fdatasync
 	golang.org/x/term v0.47.0 // asks for a passphrase without echo
@@ -40,7 +42,7 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
-	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
+	golang.org/x/xerrors v0.0.0-20200804184101-5ec99f83aff1 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )

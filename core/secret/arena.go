@@ -20,9 +20,9 @@
 package secret
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 
@@ -50,6 +50,9 @@ type Arena struct {
 	destroy func() error
 	size    int
 
+	// rng returns the generator, which is behind a func for the same reason.
+	rng func() *generator
+
 	once     sync.Once
 	closeErr error
 
@@ -59,27 +62,54 @@ type Arena struct {
 	live   map[*slot]struct{}
 }
 
+// Options say where the random bytes of an Arena come from. The zero value is
+// the system's random source and the default interval.
+type Options struct {
+	// ReseedInterval is after how many draws the generator is seeded anew, 1 to
+	// 2^32. Zero is DefaultReseedInterval.
+	ReseedInterval uint64
+
+	// Entropy is where seeds and the additional input of each draw are read
+	// from, by one goroutine at a time. It must be truly random, whatever the
+	// tests do. Nil is crypto/rand, which on Linux is getrandom, and which ends
+	// the process rather than return an error.
+	Entropy io.Reader
+}
+
 // Stats says how much of an Arena is in use. Sizes are in bytes.
 type Stats struct {
 	Size   int  // of the whole arena
 	Used   int  // of the slots handed out, rounded up to their 64-byte classes
 	Slots  int  // handed out and not destroyed
 	Locked bool // the pages are locked into memory; false once closed
+
+	Draws   uint64 // from the generator, of up to 65536 bytes each
+	Reseeds uint64 // of the generator, not counting its first seed
 }
 
-// opening serialises NewArena: between the probe and memguard's own lock, no
+// opening serialises NewArenaWith: between the probe and memguard's own lock, no
 // other arena of this process may take the memory that the probe found free.
 var opening sync.Mutex
 
-// NewArena locks size bytes of memory, rounded up to whole pages. It fails if
-// the memory cannot be locked, and its error then says what limit to raise.
-func NewArena(size int) (*Arena, error) {
+// NewArena is [NewArenaWith] with the zero Options.
+func NewArena(size int) (*Arena, error) { return NewArenaWith(size, Options{}) }
+
+// NewArenaWith locks size bytes of memory, rounded up to whole pages, and seeds
+// the generator of the arena. It fails if the memory cannot be locked, and its
+// error then says what limit to raise, and with an error that wraps
+// [ErrEntropy] if the entropy source fails.
+func NewArenaWith(size int, o Options) (*Arena, error) {
 	const maxSize = 1 << 40 // keeps the rounding below from overflowing
 	if size < 1 || size > maxSize {
 		return nil, fmt.Errorf("secret: open arena: size %d is out of range", size)
 	}
 	page := os.Getpagesize()
 	size = (size + page - 1) / page * page
+
+	rng, err := newGenerator(o.Entropy, o.ReseedInterval, []byte(generatorLabel))
+	if err != nil {
+		return nil, fmt.Errorf("secret: open arena: %w", err)
+	}
 
 	opening.Lock()
 	defer opening.Unlock()
@@ -101,6 +131,7 @@ func NewArena(size int) (*Arena, error) {
 		lend:    func(off, n int) []byte { return mem[off : off+n : off+n] },
 		destroy: func() error { return destroyBuffer(buf) },
 		size:    size,
+		rng:     func() *generator { return rng },
 		space:   newSpace(size),
 		live:    make(map[*slot]struct{}),
 	}, nil
@@ -130,29 +161,21 @@ func (a *Arena) New(n int) (*Bytes, error) {
 	return &s.self, nil
 }
 
-// Random returns a slot of n bytes from the system's random source, n at
-// least 1. Like crypto/rand, it ends the process if that source fails.
-func (a *Arena) Random(n int) (*Bytes, error) {
-	b, err := a.New(n)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.Use(func(p []byte) { rand.Read(p) }); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
 // Stats returns the arena's present use.
 func (a *Arena) Stats() Stats {
+	draws, reseeds := a.rng().counts()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Stats{Size: a.size, Used: a.space.used, Slots: len(a.live), Locked: !a.closed}
+	return Stats{
+		Size: a.size, Used: a.space.used, Slots: len(a.live), Locked: !a.closed,
+		Draws: draws, Reseeds: reseeds,
+	}
 }
 
 // Close destroys every Bytes of the arena, waiting for calls of Use under way,
-// wipes the region and returns it to the system. It must not be called from
-// inside Use. Later calls do nothing and return what the first one returned.
+// wipes the region and returns it to the system, and lets go of the generator.
+// It must not be called from inside Use. Later calls do nothing and return what
+// the first one returned.
 func (a *Arena) Close() error {
 	a.once.Do(func() {
 		a.mu.Lock()
@@ -165,6 +188,7 @@ func (a *Arena) Close() error {
 		for _, s := range live {
 			s.destroy()
 		}
+		a.rng().close()
 		a.closeErr = a.destroy()
 	})
 	return a.closeErr

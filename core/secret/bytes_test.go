@@ -84,7 +84,7 @@ func TestFormattingRevealsNothing(t *testing.T) {
 }
 
 // what follows pointers and fields by reflection, as dump libraries do,
-// does not get to the region either.
+// does not get to the region either, nor to the state of the random generator.
 func TestReflectionDoesNotReachTheRegion(t *testing.T) {
 	t.Parallel()
 	a := newArena(t, 1)
@@ -102,6 +102,9 @@ func TestReflectionDoesNotReachTheRegion(t *testing.T) {
 			p := v.Pointer()
 			if p >= region && p < region+uintptr(len(a.Region())) {
 				t.Errorf("%s leads into the locked region", v.Type())
+			}
+			if strings.Contains(v.Type().String(), "drbg.DRBG") {
+				t.Error("a pointer leads to the state of the generator")
 			}
 			if at := (place{p, v.Type()}); v.Kind() == reflect.Pointer && p != 0 && !seen[at] {
 				seen[at] = true

@@ -3,8 +3,8 @@ package secret
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/fips140"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -20,16 +20,18 @@ import (
 // under AES-256-GCM with the subkey HKDF-SHA256(key, salt, sealInfo) of 32
 // bytes (RFC 5869, SP 800-38D). Each blob has a subkey of its own, so a nonce
 // is never used twice with one AES key, whatever is restored, cloned or run
-// side by side, up to the birthday bound of 28 random bytes.
+// side by side, up to the birthday bound of 28 random bytes. Both come from the
+// generator of the key's arena, in one draw.
 const (
-	sealVersion  = 0x01
-	sealSalt     = 16
-	sealOverhead = 12 + 16 // nonce and tag, which the cipher writes
-	sealInfo     = "ron-kms/seal/v1"
-	keySize      = 32
+	sealVersion = 0x01
+	sealSalt    = 16
+	sealNonce   = 12
+	sealTag     = 16
+	sealInfo    = "ron-kms/seal/v1"
+	keySize     = 32
 
 	// SealOverhead is how many bytes a sealed blob is longer than its plaintext.
-	SealOverhead = 1 + sealSalt + sealOverhead
+	SealOverhead = 1 + sealSalt + sealNonce + sealTag
 )
 
 var (
@@ -42,7 +44,8 @@ var (
 
 // Seal encrypts plain under key and authenticates it together with aad, which
 // is not stored. key has at least 32 bytes of full entropy. Two calls never
-// return the same blob.
+// return the same blob. It returns an error that wraps [ErrEntropy], and no blob,
+// if there are no random bytes to be had.
 func (key *Bytes) Seal(plain *Bytes, aad []byte) ([]byte, error) {
 	k, ok := key.hold()
 	if !ok {
@@ -59,15 +62,29 @@ func (key *Bytes) Seal(plain *Bytes, aad []byte) ([]byte, error) {
 	}
 	// The blob is allocated out here: it is public, and what is allocated
 	// inside Do is tracked and erased.
-	out := make([]byte, 1+sealSalt, SealOverhead+len(p))
+	out := make([]byte, 1+sealSalt+sealNonce, SealOverhead+len(p))
 	out[0] = sealVersion
-	salt := out[1:]
-	rand.Read(salt)
+	if err := key.s.arena.rng().fill(out[1:]); err != nil {
+		return nil, err
+	}
+	salt, nonce := out[1:1+sealSalt], out[1+sealSalt:]
 	var err error
 	Do(func() {
+		var block cipher.Block
+		if block, err = sealBlock(k, salt); err != nil {
+			return
+		}
 		var aead cipher.AEAD
-		if aead, err = sealCipher(k, salt); err == nil {
-			out = aead.Seal(out, nil, p, aad)
+		if fips140.Enforced() {
+			// This mode takes no nonce that its own module did not draw, so
+			// let it write one over ours.
+			out, nonce = out[:1+sealSalt], nil
+			aead, err = cipher.NewGCMWithRandomNonce(block)
+		} else {
+			aead, err = cipher.NewGCM(block)
+		}
+		if err == nil {
+			out = aead.Seal(out, nonce, p, aad)
 		}
 	})
 	if err != nil {
@@ -99,8 +116,14 @@ func (key *Bytes) Unseal(a *Arena, sealed, aad []byte) (*Bytes, error) {
 	}
 	var openErr error
 	err = b.Use(func(p []byte) {
+		var block cipher.Block
+		if block, openErr = sealBlock(k, salt); openErr != nil {
+			return
+		}
+		// Opening, this cipher takes the nonce from the front of the box,
+		// whoever drew it.
 		var aead cipher.AEAD
-		if aead, openErr = sealCipher(k, salt); openErr == nil {
+		if aead, openErr = cipher.NewGCMWithRandomNonce(block); openErr == nil {
 			// p has room for exactly n bytes, so Open decrypts in place.
 			_, openErr = aead.Open(p[:0], nil, box, aad)
 		}
@@ -115,19 +138,15 @@ func (key *Bytes) Unseal(a *Arena, sealed, aad []byte) (*Bytes, error) {
 	return b, nil
 }
 
-// sealCipher returns the cipher of one blob. Call it inside Do: the subkey and
-// the AES key schedule are on the Go heap, and nothing else erases the latter.
-func sealCipher(key, salt []byte) (cipher.AEAD, error) {
+// sealBlock returns the block cipher of one blob. Call it inside Do: the subkey
+// and the AES key schedule are on the Go heap, and nothing else erases the latter.
+func sealBlock(key, salt []byte) (cipher.Block, error) {
 	subkey, err := hkdf.Key(sha256.New, key, salt, sealInfo, keySize)
 	if err != nil {
 		return nil, err
 	}
 	defer Wipe(subkey)
-	block, err := aes.NewCipher(subkey)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return aes.NewCipher(subkey)
 }
 
 // Derive returns n bytes, 1 to 8160, expanded from key for the use that info

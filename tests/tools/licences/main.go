@@ -38,6 +38,20 @@ var licences = []struct {
 
 var refused = []string{"GPL family", "LGPL", "AGPL"}
 
+// linkable is LGPL-3.0 with the exception that lets a program be linked with
+// the library and given to others without what sections 4d and 4e ask for. What
+// remains is said in NOTICE: the library is named, and its licence goes along.
+const (
+	linkable       = "LGPL-3.0 with linking exception"
+	linkablePhrase = "convey to a third party a combined work that links statically or dynamically to this library without providing any minimal corresponding source"
+)
+
+// exceptions are modules that may have the licence linkable, and why. Each is
+// named in NOTICE.
+var exceptions = map[string]string{
+	"github.com/canonical/go-sp800.90a-drbg": "HMAC_DRBG of SP 800-90A that takes its inputs from outside, as the NIST vectors and the tests of the entropy source need; to write one would be an own primitive",
+}
+
 type module struct {
 	Path, Version, Dir string
 	Main               bool
@@ -79,7 +93,7 @@ func run(root string) error {
 		}
 		names, err := identify(m.Dir)
 		if err == nil {
-			err = judge(names, shipped)
+			err = judge(path, names, shipped)
 		}
 		if err != nil {
 			bad = append(bad, fmt.Errorf("%s %s (%s): %w", m.Path, m.Version, use, err))
@@ -159,6 +173,10 @@ func identify(dir string) ([]string, error) {
 		}
 		plain := strings.Join(strings.Fields(strings.ToLower(string(text))), " ")
 		plain = strings.ReplaceAll(plain, "license, version", "license version")
+		if strings.Contains(plain, linkablePhrase) && strings.Contains(plain, "gnu lesser general public license version 3") {
+			names = append(names, linkable)
+			continue
+		}
 		known := false
 		for _, l := range licences {
 			// The MPL speaks of the GPL as a secondary licence.
@@ -183,7 +201,10 @@ func identify(dir string) ([]string, error) {
 
 // judge says whether a module with these licences may be used. Where there are
 // several, each must be acceptable: they cover different parts.
-func judge(names []string, shipped bool) error {
+func judge(path string, names []string, shipped bool) error {
+	if slices.Contains(names, linkable) && exceptions[path] == "" {
+		return fmt.Errorf("%s is allowed for named modules only", linkable)
+	}
 	for _, l := range licences {
 		switch {
 		case !slices.Contains(names, l.name):

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -15,6 +16,8 @@ func TestIdentifyAndJudge(t *testing.T) {
 		mpl    = "Mozilla Public License Version 2.0\n … GNU General Public License, Version 2.0 …"
 		gpl    = "GNU GENERAL PUBLIC LICENSE\n Version 3"
 		lgpl   = "GNU LESSER GENERAL PUBLIC LICENSE\nVersion 3"
+		linked = "you may convey to a third party a Combined Work that links statically or dynamically\n" +
+			"to this Library without providing any Minimal Corresponding Source …\n" + lgpl
 	)
 	for _, c := range []struct {
 		name           string
@@ -29,6 +32,7 @@ func TestIdentifyAndJudge(t *testing.T) {
 		{"mpl", map[string]string{"LICENSE": mpl}, false, true},
 		{"gpl", map[string]string{"LICENSE": gpl}, false, false},
 		{"lgpl", map[string]string{"LICENSE": lgpl}, false, false},
+		{"lgpl with an exception, not named", map[string]string{"LICENSE": linked}, false, false},
 		{"one of two refused", map[string]string{"LICENSE": mit, "COPYING": gpl}, false, false},
 		{"none", map[string]string{"README": mit}, false, false},
 		{"unknown", map[string]string{"LICENSE": "Ask us first."}, false, false},
@@ -41,10 +45,34 @@ func TestIdentifyAndJudge(t *testing.T) {
 			}
 		}
 		names, err := identify(dir)
-		shipped := err == nil && judge(names, true) == nil
-		tests := err == nil && judge(names, false) == nil
+		shipped := err == nil && judge("example.org/module", names, true) == nil
+		tests := err == nil && judge("example.org/module", names, false) == nil
 		if shipped != c.shipped || tests != c.tests {
 			t.Errorf("%s: shipped %t, tests %t; want %t, %t (%v, %v)", c.name, shipped, tests, c.shipped, c.tests, names, err)
+		}
+	}
+}
+
+// A module that is named may be linked as long as its licence has the
+// exception, and no longer.
+func TestExceptions(t *testing.T) {
+	t.Parallel()
+	const named = "github.com/canonical/go-sp800.90a-drbg"
+	if err := judge(named, []string{linkable}, true); err != nil {
+		t.Error(err)
+	}
+	for _, names := range [][]string{{"LGPL"}, {"GPL family", "LGPL"}, {linkable, "AGPL"}} {
+		if judge(named, names, true) == nil {
+			t.Errorf("%v is allowed", names)
+		}
+	}
+	notice, err := os.ReadFile("../../../NOTICE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path := range exceptions {
+		if !strings.Contains(string(notice), path) {
+			t.Errorf("NOTICE does not name %s", path)
 		}
 	}
 }
