@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cloudflare/circl/sign/mldsa/mldsa65"
+	"github.com/rustyonions/ron-kms/core/alg"
 )
 
 // The primitives alone, with keys on the Go heap, to compare the tracks with.
@@ -49,7 +50,7 @@ func BenchmarkBareMLDSA65(b *testing.B) {
 }
 
 func BenchmarkTrack(b *testing.B) {
-	for _, tr := range tracks() {
+	for _, tr := range tracksOf(alg.KindSign) {
 		a := newArena(b)
 		seed, _, err := tr.Generate(a)
 		if err != nil {
@@ -88,6 +89,28 @@ func BenchmarkTrack(b *testing.B) {
 			for b.Loop() {
 				if !k.public.Verify(msg, sig) {
 					b.Fatal("does not verify")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkWrap(b *testing.B) {
+	for _, tr := range wrappers() {
+		k := generate(b, newArena(b), tr)
+		data := make([]byte, 32)
+		blob := k.wrap(b, "acme", "acme/data/a/u#v1", nil, data)
+		b.Run(tr.Name()+"/wrap", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				k.wrap(b, "acme", "acme/data/a/u#v1", nil, data)
+			}
+		})
+		b.Run(tr.Name()+"/unwrap", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := k.unwrap(b, "acme", nil, blob); err != nil {
+					b.Fatal(err)
 				}
 			}
 		})

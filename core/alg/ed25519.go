@@ -19,12 +19,14 @@ func (pureEd25519) expand(expanded, seed []byte) error {
 	return nil
 }
 
-func (pureEd25519) public(public, expanded []byte) {
+func (pureEd25519) public(public, expanded []byte) error {
 	copy(public, expanded[ed25519.SeedSize:])
+	return nil
 }
 
-// sign has no hedging: Ed25519 is deterministic.
-func (pureEd25519) sign(sig, expanded, msg []byte, _ bool) error {
+// sign has no context, which pure Ed25519 knows none of, and no hedging:
+// Ed25519 is deterministic.
+func (pureEd25519) sign(sig, expanded, msg, _ []byte, _ bool) error {
 	copy(sig, ed25519.Sign(ed25519.PrivateKey(expanded), msg))
 	return nil
 }
@@ -46,7 +48,7 @@ type ed25519Public [ed25519.PublicKeySize]byte
 // encodes the R it computed and compares bytes, for a canonical R. circl, like
 // crypto/ed25519, accepts points of small order. With those, one signature can
 // be valid for many messages.
-func (p ed25519Public) verify(msg, sig []byte) bool {
+func (p ed25519Public) verify(msg, _, sig []byte) bool {
 	return !smallOrder(sig[:32]) && ed25519.Verify(p[:], msg, sig)
 }
 

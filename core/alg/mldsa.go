@@ -8,15 +8,10 @@ import (
 	"unsafe"
 )
 
-// mldsaContext is the context string of every ML-DSA signature (FIPS 204 §5.2,
-// Algorithm 2). It keeps our signatures apart from those of other protocols.
-const mldsaContext = "ron-kms/v1"
-
 // mldsa is ML-DSA with the parameter set whose circl types are PK and SK. An
 // expanded key is the struct SK itself, placed in the arena: with its matrix
 // and transforms computed, which take a third of the time of a signature.
 type mldsa[PK, SK any, P mldsaPublic[PK], S mldsaPrivate[SK]] struct {
-	context  []byte
 	newKey   func(seed *[32]byte) (*PK, *SK)
 	signTo   func(key *SK, msg, ctx []byte, hedged bool, sig []byte) error
 	verify   func(key *PK, msg, ctx, sig []byte) bool
@@ -35,12 +30,11 @@ type mldsaPrivate[SK any] interface {
 }
 
 func newMLDSA[PK, SK any, P mldsaPublic[PK], S mldsaPrivate[SK]](
-	context string,
 	newKey func(*[32]byte) (*PK, *SK),
 	signTo func(*SK, []byte, []byte, bool, []byte) error,
 	verify func(*PK, []byte, []byte, []byte) bool,
-) primitive {
-	return mldsa[PK, SK, P, S]{[]byte(context), newKey, signTo, verify, hasPointers(reflect.TypeFor[SK]())}
+) signer {
+	return mldsa[PK, SK, P, S]{newKey, signTo, verify, hasPointers(reflect.TypeFor[SK]())}
 }
 
 func (m mldsa[PK, SK, P, S]) expand(expanded, seed []byte) error {
@@ -56,14 +50,15 @@ func (m mldsa[PK, SK, P, S]) expand(expanded, seed []byte) error {
 	return nil
 }
 
-func (m mldsa[PK, SK, P, S]) public(public, expanded []byte) {
+func (m mldsa[PK, SK, P, S]) public(public, expanded []byte) error {
 	// The key that Public returns points into the arena; only its encoding
 	// leaves this function.
 	copy(public, S(m.key(expanded)).Public().(P).Bytes())
+	return nil
 }
 
-func (m mldsa[PK, SK, P, S]) sign(sig, expanded, msg []byte, hedged bool) error {
-	return m.signTo(m.key(expanded), msg, m.context, hedged, sig)
+func (m mldsa[PK, SK, P, S]) sign(sig, expanded, msg, ctx []byte, hedged bool) error {
+	return m.signTo(m.key(expanded), msg, ctx, hedged, sig)
 }
 
 // key returns the struct that is in the bytes of expanded. They are structSize
@@ -78,17 +73,16 @@ func (m mldsa[PK, SK, P, S]) parse(public []byte) (verifier, error) {
 	if err := P(key).UnmarshalBinary(public); err != nil {
 		return nil, err
 	}
-	return mldsaVerifier[PK]{key, m.context, m.verify}, nil
+	return mldsaVerifier[PK]{key, m.verify}, nil
 }
 
 type mldsaVerifier[PK any] struct {
-	key     *PK
-	context []byte
-	fn      func(key *PK, msg, ctx, sig []byte) bool
+	key *PK
+	fn  func(key *PK, msg, ctx, sig []byte) bool
 }
 
-func (v mldsaVerifier[PK]) verify(msg, sig []byte) bool {
-	return v.fn(v.key, msg, v.context, sig)
+func (v mldsaVerifier[PK]) verify(msg, ctx, sig []byte) bool {
+	return v.fn(v.key, msg, ctx, sig)
 }
 
 // structSize returns the size of a T in bytes.

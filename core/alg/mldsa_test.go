@@ -12,7 +12,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cloudflare/circl/sign/mldsa/mldsa44"
 	"github.com/cloudflare/circl/sign/mldsa/mldsa65"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa87"
 	"github.com/rustyonions/ron-kms/core/alg"
 )
 
@@ -23,7 +25,7 @@ func acvp(t *testing.T, set, file string, into any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(filepath.Join(strings.TrimSpace(string(dir)), "sign/mldsa/testdata", set, file+".json.gz"))
+	f, err := os.Open(filepath.Join(strings.TrimSpace(string(dir)), set, file+".json.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,69 +62,83 @@ func TestACVPKeyGen(t *testing.T) {
 		}
 	}
 	var prompt, expected groups
-	acvp(t, "ML-DSA-keyGen-FIPS204", "prompt", &prompt)
-	acvp(t, "ML-DSA-keyGen-FIPS204", "expectedResults", &expected)
+	acvp(t, "sign/mldsa/testdata/ML-DSA-keyGen-FIPS204", "prompt", &prompt)
+	acvp(t, "sign/mldsa/testdata/ML-DSA-keyGen-FIPS204", "expectedResults", &expected)
 	results := map[int]test{}
 	for _, g := range expected.TestGroups {
 		for _, v := range g.Tests {
 			results[v.TcID] = v
 		}
 	}
-	a, tr, n := newArena(t), track(t, "ml-dsa-65"), 0
+	private := map[string]func(seed *[32]byte) []byte{
+		"ml-dsa-44": func(seed *[32]byte) []byte { _, sk := mldsa44.NewKeyFromSeed(seed); return sk.Bytes() },
+		"ml-dsa-65": func(seed *[32]byte) []byte { _, sk := mldsa65.NewKeyFromSeed(seed); return sk.Bytes() },
+		"ml-dsa-87": func(seed *[32]byte) []byte { _, sk := mldsa87.NewKeyFromSeed(seed); return sk.Bytes() },
+	}
+	a, n := newArena(t), map[string]int{}
 	for _, g := range prompt.TestGroups {
-		if g.ParameterSet != "ML-DSA-65" {
-			continue
-		}
+		name := strings.ToLower(g.ParameterSet)
+		tr := track(t, name)
 		for _, v := range g.Tests {
 			want := results[v.TcID]
-			if len(want.PK) != tr.PublicSize() || len(want.SK) != mldsa65.PrivateKeySize {
+			if len(want.PK) != tr.PublicSize() || len(want.SK) == 0 {
 				t.Fatalf("test %d: no result", v.TcID)
 			}
 			k := newPair(t, a, tr, fill(t, a, v.Seed))
 			if !bytes.Equal(k.public.Bytes(), want.PK) {
 				t.Errorf("test %d: public key differs", v.TcID)
 			}
-			_, sk := mldsa65.NewKeyFromSeed((*[32]byte)(v.Seed))
-			if !bytes.Equal(sk.Bytes(), want.SK) {
+			if !bytes.Equal(private[name]((*[32]byte)(v.Seed)), want.SK) {
 				t.Errorf("test %d: private key differs", v.TcID)
 			}
 			k.expanded.Destroy()
-			n++
+			n[name]++
 		}
 	}
-	if n < 25 {
-		t.Errorf("%d vectors for ML-DSA-65, want at least 25", n)
+	t.Log(n)
+	for name := range private {
+		if n[name] < 25 {
+			t.Errorf("%d vectors for %s, want at least 25", n[name], name)
+		}
 	}
 }
 
 // The accumulated vectors of C2SP/CCTV: keys, deterministic signatures of the
-// empty message and their verification over 100 seeds. R-060
+// empty message without context and their verification over 100 seeds. R-060
 func TestMLDSAAccumulated(t *testing.T) {
 	t.Parallel()
-	const want = "8358a1843220194417cadbc2651295cd8fc65125b5a5c1a239a16dc8b57ca199"
-	a, tr := newArena(t), alg.WithoutContext()
-	seeds, sum := sha3.NewSHAKE128(), sha3.NewSHAKE128()
-	for range 100 {
-		seed := make([]byte, 32)
-		seeds.Read(seed)
-		s := fill(t, a, seed)
-		k := newPair(t, a, tr, s)
-		sig, err := tr.SignDeterministic(k.expanded, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !k.public.Verify(nil, sig) {
-			t.Fatal("does not verify")
-		}
-		sum.Write(k.public.Bytes())
-		sum.Write(sig)
-		k.expanded.Destroy()
-		s.Destroy()
-	}
-	got := make([]byte, 32)
-	sum.Read(got)
-	if hex.EncodeToString(got) != want {
-		t.Errorf("accumulated %x", got)
+	for name, want := range map[string]string{
+		"ml-dsa-44": "d51148e1f9f4fa1a723a6cf42e25f2a99eb5c1b378b3d2dbbd561b1203beeae4",
+		"ml-dsa-65": "8358a1843220194417cadbc2651295cd8fc65125b5a5c1a239a16dc8b57ca199",
+		"ml-dsa-87": "8c3ad714777622b8f21ce31bb35f71394f23bc0fcf3c78ace5d608990f3b061b",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, tr := newArena(t), track(t, name)
+			seeds, sum := sha3.NewSHAKE128(), sha3.NewSHAKE128()
+			for range 100 {
+				seed := make([]byte, 32)
+				seeds.Read(seed)
+				s := fill(t, a, seed)
+				k := newPair(t, a, tr, s)
+				sig, err := tr.SignDeterministic(k.expanded, alg.SchemeRaw, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !k.public.VerifyScheme(alg.SchemeRaw, nil, sig) {
+					t.Fatal("does not verify")
+				}
+				sum.Write(k.public.Bytes())
+				sum.Write(sig)
+				k.expanded.Destroy()
+				s.Destroy()
+			}
+			got := make([]byte, 32)
+			sum.Read(got)
+			if hex.EncodeToString(got) != want {
+				t.Errorf("accumulated %x", got)
+			}
+		})
 	}
 }
 
@@ -137,7 +153,7 @@ func TestMLDSAHedgedAndBound(t *testing.T) {
 		t.Error("two signatures of one message agree: not hedged")
 	}
 	for range 2 {
-		det, err := tr.SignDeterministic(k.expanded, msg)
+		det, err := tr.SignDeterministic(k.expanded, alg.SchemeV1, msg)
 		if err != nil || !k.public.Verify(msg, det) || bytes.Equal(det, one) {
 			t.Errorf("deterministic signature: %v", err)
 		}
@@ -152,7 +168,7 @@ func TestMLDSAHedgedAndBound(t *testing.T) {
 	if mldsa65.Verify(&pk, msg, nil, one) {
 		t.Error("verifies without the context string")
 	}
-	plain, err := alg.WithoutContext().Sign(k.expanded, msg)
+	plain, err := tr.SignScheme(k.expanded, alg.SchemeRaw, msg)
 	if err != nil || k.public.Verify(msg, plain) {
 		t.Errorf("accepts a signature without the context string: %v", err)
 	}
@@ -162,7 +178,7 @@ func TestMLDSAHedgedAndBound(t *testing.T) {
 // pointers, and a circl that has some must be refused.
 func TestMLDSAKeysHoldNoPointers(t *testing.T) {
 	t.Parallel()
-	if alg.HasPointers[mldsa65.PrivateKey]() {
+	if alg.HasPointers[mldsa44.PrivateKey]() || alg.HasPointers[mldsa65.PrivateKey]() || alg.HasPointers[mldsa87.PrivateKey]() {
 		t.Error("private keys hold pointers")
 	}
 	if !alg.HasPointers[mldsa65.PublicKey]() || !alg.HasPointers[[1]struct{ s string }]() || alg.HasPointers[[0]*int]() {

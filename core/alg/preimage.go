@@ -50,9 +50,10 @@ type Statement struct {
 // where LP(x) is the length of x in 2 bytes, followed by x, and all integers
 // are big-endian.
 func (s *Statement) AppendPreimage(dst []byte) ([]byte, error) {
+	_, signs := canonical(s.Suite, OpSign)
 	switch {
-	case !canonical(s.Suite):
-		return dst, fmt.Errorf("%w: suite is not an algorithm", ErrStatement)
+	case !signs:
+		return dst, fmt.Errorf("%w: suite is not an algorithm that signs", ErrStatement)
 	case !validKID(s.KID):
 		return dst, fmt.Errorf("%w: kid names no key version", ErrStatement)
 	case len(s.Context) > MaxContext:

@@ -45,7 +45,7 @@ func sameStatement(a, b alg.Statement) bool {
 
 func drawStatement(t *rapid.T) alg.Statement {
 	s := alg.Statement{
-		Suite: rapid.SampledFrom([]string{"ed25519", "ml-dsa-65", "ed25519+ml-dsa-65"}).Draw(t, "suite"),
+		Suite: rapid.SampledFrom([]string{"ed25519", "ml-dsa-44", "ml-dsa-65", "ed25519+ml-dsa-65", "ed25519+ml-dsa-87"}).Draw(t, "suite"),
 		KID: rapid.StringMatching(`[a-z/:.]{1,40}`).Draw(t, "kid") + "#v" +
 			rapid.StringMatching(`[1-9][0-9]{0,5}`).Draw(t, "version"),
 		Context:   rapid.SliceOfN(rapid.Byte(), 0, alg.MaxContext).Draw(t, "context"),
@@ -129,26 +129,28 @@ func TestPreimageRefuses(t *testing.T) {
 		t.Error(err)
 	}
 	for name, change := range map[string]func(*alg.Statement){
-		"no suite":        func(s *alg.Statement) { s.Suite = "" },
-		"unlisted suite":  func(s *alg.Statement) { s.Suite = "ml-dsa-44" },
-		"alias of suite":  func(s *alg.Statement) { s.Suite = "hybrid" },
-		"no kid":          func(s *alg.Statement) { s.KID = "" },
-		"no version":      func(s *alg.Statement) { s.KID = "k" },
-		"empty version":   func(s *alg.Statement) { s.KID = "k#v" },
-		"version 0":       func(s *alg.Statement) { s.KID = "k#v0" },
-		"leading zero":    func(s *alg.Statement) { s.KID = "k#v01" },
-		"signed version":  func(s *alg.Statement) { s.KID = "k#v+1" },
-		"hex version":     func(s *alg.Statement) { s.KID = "k#v0x1" },
-		"spaced version":  func(s *alg.Statement) { s.KID = "k#v1 " },
-		"huge version":    func(s *alg.Statement) { s.KID = "k#v18446744073709551616" },
-		"two versions":    func(s *alg.Statement) { s.KID = "k#v1#v2" },
-		"stray #":         func(s *alg.Statement) { s.KID = "k#w#v2" },
-		"version alone":   func(s *alg.Statement) { s.KID = "#v1" },
-		"long kid":        func(s *alg.Statement) { s.KID = "k" + longest },
-		"long context":    func(s *alg.Statement) { s.Context = make([]byte, alg.MaxContext+1) },
-		"negative before": func(s *alg.Statement) { s.NotBefore = -1 },
-		"negative after":  func(s *alg.Statement) { s.NotBefore, s.NotAfter = 0, -1 },
-		"empty window":    func(s *alg.Statement) { s.NotAfter = 4 },
+		"no suite":           func(s *alg.Statement) { s.Suite = "" },
+		"unlisted suite":     func(s *alg.Statement) { s.Suite = "ml-dsa-66" },
+		"suite that wraps":   func(s *alg.Statement) { s.Suite = "x25519" },
+		"suite that derives": func(s *alg.Statement) { s.Suite = "hkdf-sha256" },
+		"alias of suite":     func(s *alg.Statement) { s.Suite = "hybrid" },
+		"no kid":             func(s *alg.Statement) { s.KID = "" },
+		"no version":         func(s *alg.Statement) { s.KID = "k" },
+		"empty version":      func(s *alg.Statement) { s.KID = "k#v" },
+		"version 0":          func(s *alg.Statement) { s.KID = "k#v0" },
+		"leading zero":       func(s *alg.Statement) { s.KID = "k#v01" },
+		"signed version":     func(s *alg.Statement) { s.KID = "k#v+1" },
+		"hex version":        func(s *alg.Statement) { s.KID = "k#v0x1" },
+		"spaced version":     func(s *alg.Statement) { s.KID = "k#v1 " },
+		"huge version":       func(s *alg.Statement) { s.KID = "k#v18446744073709551616" },
+		"two versions":       func(s *alg.Statement) { s.KID = "k#v1#v2" },
+		"stray #":            func(s *alg.Statement) { s.KID = "k#w#v2" },
+		"version alone":      func(s *alg.Statement) { s.KID = "#v1" },
+		"long kid":           func(s *alg.Statement) { s.KID = "k" + longest },
+		"long context":       func(s *alg.Statement) { s.Context = make([]byte, alg.MaxContext+1) },
+		"negative before":    func(s *alg.Statement) { s.NotBefore = -1 },
+		"negative after":     func(s *alg.Statement) { s.NotBefore, s.NotAfter = 0, -1 },
+		"empty window":       func(s *alg.Statement) { s.NotAfter = 4 },
 	} {
 		s := valid
 		change(&s)

@@ -3,6 +3,8 @@ package alg_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/subtle"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/secret"
 )
 
@@ -83,8 +86,49 @@ func (m masked) copies(t *testing.T) (n int) {
 	return n
 }
 
+// useData does with an expanded key what its track is for, on a data key that is
+// in a slot. What it derives it masks.
+func useData(t *testing.T, a *secret.Arena, k keyPair, data *secret.Bytes) (derived masked) {
+	t.Helper()
+	var err, opened error
+	same := false
+	compare := func(p []byte) {
+		opened = data.Use(func(q []byte) { same = subtle.ConstantTimeCompare(p, q) == 1 })
+	}
+	switch tr := k.track; tr.Kind() {
+	case alg.KindSign:
+		k.sign(t, []byte("message"))
+		return derived
+	case alg.KindKEM:
+		var enc, ct []byte
+		lent := data.Use(func(p []byte) { enc, ct, err = k.public.SealTo([]byte("info"), []byte("aad"), p) })
+		err = errors.Join(err, lent, tr.OpenFrom(k.expanded, []byte("info"), []byte("aad"), enc, ct, compare))
+		ct[0] ^= 1
+		if tr.OpenFrom(k.expanded, []byte("info"), []byte("aad"), enc, ct, compare) != alg.ErrOpen {
+			t.Fatal("opened what was changed")
+		}
+	case alg.KindAEAD:
+		var blob []byte
+		lent := data.Use(func(p []byte) { blob, err = tr.SealWith(k.expanded, []byte("aad"), p) })
+		err = errors.Join(err, lent, tr.OpenWith(k.expanded, []byte("aad"), blob, compare))
+	case alg.KindKDF:
+		seed, err := tr.DeriveSeed(k.expanded, a, "info", 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		derived = maskOf(t, seed, 0, 32)
+		seed.Destroy()
+		return derived
+	}
+	if err != nil || opened != nil || !same {
+		t.Fatalf("%s: %v, %v, same = %v", k.track.Name(), err, opened, same)
+	}
+	return derived
+}
+
 // D-23: in builds that erase (see secret.Do), no copy of a private
-// key is left outside the arena after it was expanded, used, sealed and opened.
+// key, of what was sealed, or of what was derived, is left outside the arena
+// after keys were expanded, used, sealed and opened.
 func TestNoCopiesLeft(t *testing.T) {
 	if !secret.Enabled() {
 		t.Skip("this build does not erase: GOEXPERIMENT=runtimesecret is off")
@@ -94,13 +138,23 @@ func TestNoCopiesLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secrets := map[string]masked{"key encryption key": maskOf(t, kek, 0, 32)}
+	data, err := a.Random(32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets := map[string]masked{
+		"key encryption key": maskOf(t, kek, 0, 32),
+		"data key":           maskOf(t, data, 0, 32),
+	}
 	for _, tr := range tracks() {
 		seed, _, err := tr.Generate(a)
 		if err != nil {
 			t.Fatal(err)
 		}
-		secrets[tr.Name()+" seed"] = maskOf(t, seed, 0, tr.SeedSize())
+		secrets[tr.Name()+" seed"] = maskOf(t, seed, 0, 32)
+		if tr.SeedSize() == 64 {
+			secrets[tr.Name()+" seed, second half"] = maskOf(t, seed, 32, 32)
+		}
 		sealed, err := kek.Seal(seed, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -111,9 +165,11 @@ func TestNoCopiesLeft(t *testing.T) {
 				t.Fatal(err)
 			}
 			k := newPair(t, a, tr, opened)
-			k.sign(t, []byte("message"))
-			if tr.Name() == "ml-dsa-65" {
-				secrets["ml-dsa-65 K"] = maskOf(t, k.expanded, 32, 32) // FIPS 204 Algorithm 6
+			if derived := useData(t, a, k, data); derived.bytes != nil {
+				secrets[tr.Name()+" derived"] = derived
+			}
+			if strings.HasPrefix(tr.Name(), "ml-dsa-") {
+				secrets[tr.Name()+" K"] = maskOf(t, k.expanded, 32, 32) // FIPS 204 Algorithm 6
 			}
 			k.expanded.Destroy()
 			opened.Destroy()
