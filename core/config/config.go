@@ -72,6 +72,29 @@ type Config struct {
 	// unless it was created with another mode.
 	PQVerifyMode string `env:"KMS_PQ_VERIFY_MODE" json:"pq_verify_mode,omitempty"`
 
+	// PQProduceHybrid gives each new version of a classical signing key a
+	// post-quantum companion track. Default false.
+	PQProduceHybrid bool `env:"KMS_PQ_PRODUCE_HYBRID" json:"pq_produce_hybrid,omitempty"`
+
+	// PQRolloutPercent is how many of the tenants and purposes PQVerifyMode and
+	// PQProduceHybrid hold for, 0 to 100 (default); the others are treated as
+	// in phase 0. Raising it never takes one out. See docs/PQ_MIGRATION.md.
+	PQRolloutPercent int `env:"KMS_PQ_ROLLOUT_PERCENT" json:"pq_rollout_percent,omitzero"`
+
+	// PQLegacyGraceUntil is an RFC 3339 time until which versions that have no
+	// post-quantum track are still verified by what they have. Unset: not at
+	// all.
+	PQLegacyGraceUntil Time `env:"KMS_PQ_LEGACY_GRACE_UNTIL" json:"pq_legacy_grace_until,omitzero"`
+
+	// TimeSkewToleranceMS widens every validity window at both ends, and is how
+	// far the clock may be behind the audit log, in milliseconds: 0 to 60000,
+	// default 2000.
+	TimeSkewToleranceMS int `env:"KMS_TIME_SKEW_TOLERANCE_MS" json:"time_skew_tolerance_ms,omitzero"`
+
+	// RNGReseedIntervalOps is how many draws the random generator makes before
+	// it takes fresh entropy: 1 to 4294967296, default 100000.
+	RNGReseedIntervalOps uint64 `env:"KMS_RNG_RESEED_INTERVAL_OPS" json:"rng_reseed_interval_ops,omitempty"`
+
 	// ArenaSize is the locked memory for secrets, in bytes: 1 MiB to 1 GiB,
 	// default 4 MiB. An expanded ML-DSA-65 key takes 64 KiB, others under 128
 	// bytes; expanded keys beyond that are recomputed on use.
@@ -110,6 +133,28 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // MarshalText implements [encoding.TextMarshaler].
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
+// A Time is a time.Time written as RFC 3339; empty is the zero time.
+type Time struct{ time.Time }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (t *Time) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*t = Time{}
+		return nil
+	}
+	v, err := time.Parse(time.RFC3339, string(b))
+	*t = Time{v}
+	return err
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (t Time) MarshalText() ([]byte, error) {
+	if t.IsZero() {
+		return nil, nil
+	}
+	return []byte(t.UTC().Format(time.RFC3339)), nil
+}
+
 // Default is the daemon's configuration before any variable is read, without a
 // listener.
 func Default() *Config {
@@ -117,6 +162,9 @@ func Default() *Config {
 		Backend:                 BackendFile,
 		MaxPayload:              1 << 20,
 		PQVerifyMode:            alg.ModeOr.String(),
+		PQRolloutPercent:        100,
+		TimeSkewToleranceMS:     2000,
+		RNGReseedIntervalOps:    100_000,
 		ArenaSize:               4 << 20,
 		AuditSegmentSize:        16 << 20,
 		AuditCheckpointInterval: Duration(time.Second),
@@ -196,12 +244,18 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("KMS_ALLOWED_ALGS names %q, which is not on the allow-list", a)
 		}
 	}
+	if err := c.validateCompanions(); err != nil {
+		return err
+	}
 	type bound struct {
 		name         string
 		v, low, high int64
 	}
 	for _, b := range []bound{
 		{"KMS_MAX_PAYLOAD", int64(c.MaxPayload), 1 << 10, 1 << 20},
+		{"KMS_PQ_ROLLOUT_PERCENT", int64(c.PQRolloutPercent), 0, 100},
+		{"KMS_TIME_SKEW_TOLERANCE_MS", int64(c.TimeSkewToleranceMS), 0, 60_000},
+		{"KMS_RNG_RESEED_INTERVAL_OPS", int64(min(c.RNGReseedIntervalOps, 1<<33)), 1, 1 << 32},
 		{"KMS_ARENA_SIZE", int64(c.ArenaSize), 1 << 20, 1 << 30},
 		{"KMS_AUDIT_SEGMENT_SIZE", c.AuditSegmentSize, 64 << 10, 64 << 20},
 		{"KMS_AUDIT_CHECKPOINT_INTERVAL (ms)", time.Duration(c.AuditCheckpointInterval).Milliseconds(), 10, 60_000},
@@ -225,6 +279,23 @@ func (c *Config) Validate() error {
 	host, _, err := net.SplitHostPort(c.Bind)
 	if err == nil && !strings.HasPrefix(c.Bind, "unix://") && !isLoopback(host) && c.MetricsBind == "" {
 		return errors.New("KMS_BIND is open to the network and /metrics names tenants: set KMS_METRICS_BIND to a loopback address")
+	}
+	return nil
+}
+
+// validateCompanions refuses to produce hybrid signatures whose suite is not
+// allowed.
+func (c *Config) validateCompanions() error {
+	if !c.PQProduceHybrid || len(c.AllowedAlgs) == 0 {
+		return nil
+	}
+	allowed := make(map[string]bool)
+	for _, name := range c.AllowedAlgs {
+		a, _ := alg.Lookup(name)
+		allowed[a.Name()] = true
+	}
+	if allowed["ed25519"] && !allowed["ed25519+ml-dsa-65"] {
+		return errors.New("KMS_PQ_PRODUCE_HYBRID makes ed25519 keys hybrid, and KMS_ALLOWED_ALGS lacks ed25519+ml-dsa-65")
 	}
 	return nil
 }
