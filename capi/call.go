@@ -141,7 +141,7 @@ func (c *call) usable(verb string) error {
 
 func usesPrivateKey(verb string) bool {
 	v, ok := core.VerbNamed(verb)
-	return ok && (v.Mutates || v.Name == "sign")
+	return ok && (v.Mutates || v.Private)
 }
 
 // first returns the first error.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rustyonions/ron-kms/core"
+	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 )
 
@@ -41,9 +43,10 @@ func TestPanicPoisons(t *testing.T) {
 	if strings.Contains(err.Error(), "canary") {
 		t.Error("the value of a panic, which may be secret, is in its error")
 	}
+	goOn := []string{"get", "list", "verify", "verify_batch", "export"} // export is refused anyway
 	for _, v := range core.Verbs() {
 		refused := c.usable(v.Name) != nil
-		if want := v.Mutates || v.Name == "sign"; refused != want {
+		if want := !slices.Contains(goOn, v.Name); refused != want {
 			t.Errorf("%s after a panic: refused %v, want %v", v.Name, refused, want)
 		}
 	}
@@ -52,6 +55,48 @@ func TestPanicPoisons(t *testing.T) {
 	}
 	if got := enter("x", nil, func(*call) error { panic("canary") }); api.Status(got) != api.StatusInternal {
 		t.Errorf("enter returns %d", got)
+	}
+}
+
+// The size that suffices for a bundle is at least that of what the key signs:
+// its own tracks, and for a classical key the companion that a version may
+// have. A kid that does not sign has none.
+func TestMaxBundle(t *testing.T) {
+	t.Parallel()
+	kid := func(name, version string) string {
+		return "acme/test/" + name + "/0190a8e2-7c3e-4f6b-9d3a-2f1e5c7b8a90" + version
+	}
+	for _, a := range alg.All() {
+		suites := []*alg.Alg{a}
+		if companion, ok := alg.Lookup(a.Name() + "+ml-dsa-65"); ok {
+			suites = append(suites, companion)
+		}
+		largest := 0
+		for _, suite := range suites {
+			var sigs []alg.Signature
+			for _, track := range suite.Tracks() {
+				sigs = append(sigs, alg.Signature{KID: kid(a.Name(), "#v1"), Alg: track.Name(), Value: make([]byte, max(1, track.SignatureSize()))})
+			}
+			if !a.Allows(alg.OpSign) {
+				continue
+			}
+			bundle, err := alg.AppendBundle(nil, sigs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			largest = max(largest, len(bundle))
+		}
+		if got := maxBundle(kid(a.Name(), "#v1")); got != largest {
+			t.Errorf("%s: %d bytes, want %d", a.Name(), got, largest)
+		}
+		if got := maxBundle(kid(a.Name(), "")); a.Allows(alg.OpSign) && got <= largest || got > maxSignature {
+			t.Errorf("%s without a version: %d bytes", a.Name(), got)
+		}
+	}
+	for _, bad := range []string{"", "x", kid("rsa", ""), kid("hybrid", "#v1")} {
+		if got := maxBundle(bad); got != 0 {
+			t.Errorf("%q: %d bytes", bad, got)
+		}
 	}
 }
 

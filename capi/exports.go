@@ -23,6 +23,9 @@ const (
 	maxVerb       = 32
 	maxPassphrase = 4096
 	maxAddress    = 512 // an address that could be written
+
+	// maxSignature is what the header promises to suffice for every bundle.
+	maxSignature = C.RONKMS_MAX_SIGNATURE
 )
 
 func tooLong(reason api.Reason, message string) func() error {
@@ -191,7 +194,7 @@ func rkgo_sign(h C.ronkms_session, kid *C.char, kidLen C.size_t, payload *C.uint
 		name, kidErr := input(unsafe.Pointer(kid), uintptr(kidLen), C.RONKMS_MAX_KID, tooLong(api.ReasonKID, "kid is longer than 640 bytes"))
 		payloadB3, contextB64, stErr := statement(unsafe.Pointer(payload), uintptr(payloadLen), unsafe.Pointer(ctx), uintptr(ctxLen))
 		o := output{unsafe.Pointer(sig), uintptr(sigCap), sigLen}
-		outErr := o.clear(C.RONKMS_MAX_SIGNATURE)
+		outErr := o.clear(maxSignature)
 		place, receiptErr := openReceipt(receipt)
 		s, err := c.session(h)
 		if err := first(outErr, receiptErr, err, kidErr, stErr); err != nil {
@@ -238,8 +241,9 @@ func do[Response any](s session, verb string, req api.Request) (*Response, error
 	return r, nil
 }
 
-// maxBundle is the size of the bundle that signing with a kid makes, known
-// from its text: exact if the kid has a version, else for the longest one. It
+// maxBundle is a size that suffices for the bundle that signing with a kid
+// makes, known from its text: that of the longest version if the kid has none,
+// and with the companion track that a version of a classical key may have. It
 // is 0 for a kid that cannot sign; the engine says why.
 func maxBundle(kid string) int {
 	k, err := api.ParseKID(kid)
@@ -247,9 +251,10 @@ func maxBundle(kid string) int {
 		return 0
 	}
 	a, ok := alg.Lookup(k.Alg)
-	if !ok || a.Name() != k.Alg {
+	if !ok || a.Name() != k.Alg || !a.Allows(alg.OpSign) {
 		return 0
 	}
+	a = a.WithCompanion() // a version may have one
 	if k.Version == 0 {
 		k.Version = ^uint32(0)
 	}

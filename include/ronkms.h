@@ -123,7 +123,7 @@ enum {
     RONKMS_ERR_BUSY = 10,            /* try again later; or another process has the store open */
     RONKMS_ERR_TIMEOUT = 11,         /* not done in time; a change may have taken effect: retry with its op_id */
     RONKMS_ERR_UNAVAILABLE = 12,     /* the store, its audit log or a service cannot be used */
-    RONKMS_ERR_INTEGRITY = 13,       /* the signature does not hold */
+    RONKMS_ERR_INTEGRITY = 13,       /* the signature does not hold, or the envelope does not open */
     RONKMS_ERR_HANDLE = 14,          /* the handle is not open */
     RONKMS_ERR_FORKED = 15,          /* the process is a child of fork */
     RONKMS_ERR_ABI = 16,             /* header and library do not agree about a struct */
@@ -264,7 +264,12 @@ RONKMS_API ronkms_status ronkms_session_close(ronkms_session session, ronkms_err
  * always large enough. receipt may be NULL.
  *
  * The size that suffices is computed from the text of kid alone, before
- * anything is authorized or looked up, and so tells nothing about the key.
+ * anything is authorized or looked up, and so tells nothing about the key. It
+ * counts the longest version if kid has none, and for an ed25519 key the
+ * ml-dsa-65 companion that policy may give it; *sig_len is what was written.
+ *
+ * A bundle has no place for a validity window, several keys or a raw payload:
+ * sign and verify those through ronkms_call.
  *
  * Needs the right kms:sign. Leaves a record in the audit log, which is durable
  * when the call returns. Expect RONKMS_ERR_DENIED, RONKMS_ERR_NOT_FOUND,
@@ -293,14 +298,27 @@ RONKMS_API RONKMS_NODISCARD ronkms_status ronkms_verify(ronkms_session session,
                                                         const uint8_t *bundle, size_t bundle_len,
                                                         ronkms_error *err);
 
-/* ronkms_call performs any verb ("create", "rotate", "destroy", "get", "list",
- * "sign", "verify", "export") with the JSON of its REST endpoint as request and
- * response. What out held before is overwritten, not freed; free it with
- * ronkms_buf_free.
+/* ronkms_call performs any verb with the JSON of its REST endpoint as request
+ * and response (docs/spec/rest.md). What out held before is overwritten, not
+ * freed; free it with ronkms_buf_free, which wipes it: the responses to wrap
+ * and unwrap hold a data key. The verbs are
+ *
+ *     create, rotate, destroy    change a key
+ *     derive                     makes a key from a key; its bytes never leave
+ *     get, list                  show keys
+ *     sign, sign_batch           also with a validity window, several keys,
+ *     verify, verify_batch       or a raw payload
+ *     wrap, unwrap, rewrap       seal data keys in envelopes and open them
+ *     export                     is always refused
+ *
+ * An envelope that does not open gives RONKMS_ERR_INTEGRITY, whatever is wrong
+ * with it. A batch succeeds as a call even if items of it fail; each item has
+ * its own result.
  *
  * Changes carry an op_id: a call repeated with the same one is done once.
  * Needs the right of the verb. Expect RONKMS_ERR_INVALID, RONKMS_ERR_DENIED,
- * RONKMS_ERR_NOT_FOUND.
+ * RONKMS_ERR_NOT_FOUND, RONKMS_ERR_UNSUPPORTED (a verb that the key does not
+ * serve).
  * Since ABI 0.1. */
 RONKMS_API RONKMS_NODISCARD ronkms_status ronkms_call(ronkms_session session, const char *verb, size_t verb_len,
                                                       const char *req_json, size_t req_len,

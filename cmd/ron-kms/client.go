@@ -176,10 +176,18 @@ func route(req api.Request) (method, path string, body any) {
 			q.Set("limit", strconv.Itoa(r.Limit))
 		}
 		return http.MethodGet, base + "keys?" + q.Encode(), nil
+	case *api.DeriveRequest:
+		return http.MethodPost, key(r.KID) + "/derive", r
 	case *api.SignRequest:
 		return http.MethodPost, base + "sign", r
 	case *api.VerifyRequest:
 		return http.MethodPost, base + "verify", r
+	case *api.WrapRequest:
+		return http.MethodPost, base + "wrap", r
+	case *api.UnwrapRequest:
+		return http.MethodPost, base + "unwrap", r
+	case *api.RewrapRequest:
+		return http.MethodPost, base + "rewrap", r
 	}
 	panic("no route")
 }

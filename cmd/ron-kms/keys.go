@@ -15,9 +15,9 @@ import (
 func keysCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keys",
-		Short: "Create, rotate, show, list and destroy keys",
+		Short: "Create, derive, rotate, show, list and destroy keys",
 	}
-	cmd.AddCommand(createCommand(), rotateCommand(), getCommand(), listCommand(), destroyCommand())
+	cmd.AddCommand(createCommand(), deriveCommand(), rotateCommand(), getCommand(), listCommand(), destroyCommand())
 	return cmd
 }
 
@@ -56,9 +56,15 @@ func createCommand() *cobra.Command {
 	var policy api.KeyPolicy
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:     "create --purpose PURPOSE [--alg ALG]",
-		Short:   "Create a key",
-		Example: "  ron-kms keys create --purpose release --alg ed25519+ml-dsa-65",
+		Use:   "create --purpose PURPOSE [--alg ALG]",
+		Short: "Create a key",
+		Long: `Creates a key. Its algorithm says what it is for and never changes:
+
+  sign, verify            ed25519, ml-dsa-44, -65 or -87, or ed25519+ml-dsa-44, -65 or -87 (hybrid)
+  wrap, unwrap, rewrap    x25519, ml-kem-768, ml-kem-1024, x25519+ml-kem-768 (hybrid),
+                          aes-256-gcm or chacha20-poly1305
+  derive                  hkdf-sha256`,
+		Example: "  ron-kms keys create --purpose release --alg ed25519+ml-dsa-65\n  ron-kms keys create --purpose backup --alg x25519+ml-kem-768",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if req.Tenant == "" {
@@ -87,8 +93,10 @@ func createCommand() *cobra.Command {
 	op.add(cmd)
 	cmd.Flags().StringVar(&req.Tenant, "tenant", "", "tenant (default: the token's)")
 	cmd.Flags().StringVar(&req.Purpose, "purpose", "", "purpose: a label such as release or audit:eu")
-	cmd.Flags().StringVar(&req.Alg, "alg", "ed25519+ml-dsa-65", "ed25519+ml-dsa-65 (hybrid), ed25519 or ml-dsa-65")
+	cmd.Flags().StringVar(&req.Alg, "alg", "ed25519+ml-dsa-65", "algorithm, see above")
+	cmd.Flags().StringVar((*string)(&req.Scheme), "scheme", "", "what a signing key signs: ron-kms/v1, raw-b3 or raw; it never changes (default ron-kms/v1)")
 	cmd.Flags().StringVar(&policy.VerifyMode, "verify-mode", "", "or, and, or pq_only (default: and for a hybrid key)")
+	cmd.Flags().BoolVar(&policy.ProduceHybrid, "produce-hybrid", false, "give an ed25519 key an ml-dsa-65 companion that signs with it")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the kid only")
 	_ = cmd.MarkFlagRequired("purpose")
 	return cmd
@@ -116,6 +124,19 @@ func keyCommand[Resp any](use, short string, verb string, mutates bool, build fu
 	if mutates {
 		op.add(cmd)
 	}
+	return cmd
+}
+
+func deriveCommand() *cobra.Command {
+	var context, algName string
+	cmd := keyCommand[api.DeriveResponse]("derive", "Make the key that a hkdf-sha256 key gives for a context; always the same one", "derive", true,
+		func(kid, opID string) api.Request {
+			return &api.DeriveRequest{OpID: opID, KID: kid, Context: context, Alg: algName}
+		})
+	cmd.Flags().StringVar(&context, "context", "", "label that tells this key from others of the same parent")
+	cmd.Flags().StringVar(&algName, "alg", "", "algorithm of the new key: one track, such as ed25519 or aes-256-gcm")
+	_ = cmd.MarkFlagRequired("context")
+	_ = cmd.MarkFlagRequired("alg")
 	return cmd
 }
 

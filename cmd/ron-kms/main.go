@@ -60,7 +60,8 @@ come before variables. Commands that use keys talk to a running server
 		Version:       version,
 	}
 	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenCommand(), keysCommand(),
-		signCommand(), verifyCommand(), digestCommand(), preimageCommand(), auditCommand(), versionCommand())
+		signCommand(), verifyCommand(), digestCommand(), preimageCommand(), wrapCommand(), unwrapCommand(), rewrapCommand(),
+		auditCommand(), versionCommand())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
@@ -22,7 +23,8 @@ import (
 // `ron-kms verify` reads.
 type signedFile struct {
 	Path       string          `json:"path,omitempty"` // relative to where it was signed; "" if only a digest was
-	PayloadB3  string          `json:"payload_b3"`
+	PayloadB3  string          `json:"payload_b3,omitempty"`
+	Raw        bool            `json:"raw,omitzero"` // the content was signed, not its digest
 	ContextB64 string          `json:"context_b64,omitempty"`
 	Sigs       []api.Signature `json:"sigs,omitempty"`
 	BundleHex  string          `json:"bundle_hex,omitempty"` // the C ABI's form, instead of sigs
@@ -67,35 +69,84 @@ func digestCommand() *cobra.Command {
 	}
 }
 
+// validityFlags are the window of a statement.
+type validityFlags struct{ notBefore, notAfter string }
+
+func (v *validityFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&v.notBefore, "not-before", "", "the signature holds from then on: RFC 3339, such as 2026-01-02T15:04:05Z")
+	cmd.Flags().StringVar(&v.notAfter, "not-after", "", "the signature holds until then, RFC 3339")
+}
+
+// get is nil if neither flag is given.
+func (v *validityFlags) get() (*api.Validity, error) {
+	if v.notBefore == "" && v.notAfter == "" {
+		return nil, nil
+	}
+	var out api.Validity
+	for _, bound := range []struct {
+		flag, text string
+		ms         *int64
+	}{{"--not-before", v.notBefore, &out.NotBeforeMS}, {"--not-after", v.notAfter, &out.NotAfterMS}} {
+		if bound.text == "" {
+			continue
+		}
+		t, err := time.Parse(time.RFC3339, bound.text)
+		if err != nil || t.UnixMilli() <= 0 { // 0 would be no bound
+			return nil, fmt.Errorf("%s is not a time after 1970 in the form 2026-01-02T15:04:05Z", bound.flag)
+		}
+		*bound.ms = t.UnixMilli()
+	}
+	return &out, nil
+}
+
 func signCommand() *cobra.Command {
 	var f clientFlags
+	var window validityFlags
 	var kid, digest, contextB64, algName string
+	var raw bool
 	cmd := &cobra.Command{
 		Use:   "sign --kid KID FILE...",
 		Short: "Sign files",
 		Long: `Signs the BLAKE3 digest of each file with the key's head version and prints one
 JSON object a line: the path, the digest and the signatures. The files
-themselves never leave this machine.`,
+themselves never leave this machine. A window given with --not-before and
+--not-after is part of what is signed, and stands in the lines for verify.
+
+A key of scheme raw signs content, not digests: --raw sends it, at most 64 KiB a
+file, over the Unix socket or to a store opened with --dir.`,
 		Example: "  ron-kms sign --kid KID *.tar.gz > SIGNATURES\n  ron-kms verify SIGNATURES",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (digest == "") == (len(args) == 0) {
 				return errors.New("give files, or --digest")
 			}
+			if digest != "" && raw {
+				return errors.New("--raw signs the content of files, not a digest")
+			}
 			if digest != "" {
 				args = []string{""}
+			}
+			validity, err := window.get()
+			if err != nil {
+				return err
 			}
 			return f.with(cmd.Context(), func(c caller) error {
 				w := bufio.NewWriter(cmd.OutOrStdout())
 				for _, name := range args {
-					line := signedFile{Path: name, PayloadB3: digest, ContextB64: contextB64}
+					line := signedFile{Path: name, PayloadB3: digest, Raw: raw, ContextB64: contextB64}
+					req := &api.SignRequest{KID: kid, ContextB64: contextB64, Validity: validity, Alg: algName}
 					if name != "" {
 						var err error
-						if line.PayloadB3, err = digestFile(name); err != nil {
+						if raw {
+							req.PayloadB64, err = rawContent(name)
+						} else {
+							line.PayloadB3, err = digestFile(name)
+						}
+						if err != nil {
 							return errors.Join(w.Flush(), err)
 						}
 					}
+					req.PayloadB3 = line.PayloadB3
 					var resp api.SignResponse
-					req := &api.SignRequest{KID: kid, PayloadB3: line.PayloadB3, ContextB64: contextB64, Alg: algName}
 					if err := c.call(cmd.Context(), "sign", req, &resp); err != nil {
 						return errors.Join(w.Flush(), err)
 					}
@@ -111,12 +162,23 @@ themselves never leave this machine.`,
 		},
 	}
 	f.add(cmd)
+	window.add(cmd)
 	cmd.Flags().StringVar(&kid, "kid", "", "key; with #vN only if that is the head version")
 	cmd.Flags().StringVar(&digest, "digest", "", "sign this BLAKE3 digest (64 hex digits) instead of files")
 	cmd.Flags().StringVar(&contextB64, "context-b64", "", "context to bind into the signature, base64")
 	cmd.Flags().StringVar(&algName, "alg", "", "only this track of the key, if policy allows")
+	cmd.Flags().BoolVar(&raw, "raw", false, "sign the content itself, with a key of scheme raw")
 	_ = cmd.MarkFlagRequired("kid")
 	return cmd
+}
+
+// rawContent is what a file holds, in base64.
+func rawContent(name string) (string, error) {
+	b, err := readAll(name, os.Stdin, api.MaxRawSize)
+	if err == nil && len(b) == 0 {
+		return "", fmt.Errorf("%s is empty", name)
+	}
+	return api.FormatBase64(b), err
 }
 
 func verifyCommand() *cobra.Command {
@@ -128,7 +190,8 @@ func verifyCommand() *cobra.Command {
 		Short: "Verify files against their signatures",
 		Long: `Reads the lines that "ron-kms sign" wrote (from standard input without
 arguments). For each it computes the file's digest anew and asks whether the
-signatures hold. It exits with 1 unless all of them do.`,
+signatures hold. Outside its window a signature does not. It exits with 1
+unless all of them do.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -199,7 +262,19 @@ func (v *verifier) file(ctx context.Context, name string, stdin io.Reader) error
 
 // line verifies one line; problem says in a word why it is not valid.
 func (v *verifier) line(ctx context.Context, line *signedFile) (problem string, err error) {
-	if line.Path != "" && !v.noFiles {
+	req := &api.VerifyRequest{PayloadB3: line.PayloadB3, ContextB64: line.ContextB64}
+	if line.Raw {
+		if line.Path == "" || line.PayloadB3 != "" || v.noFiles {
+			return "", errors.New("a signature over content is verified with the file alone")
+		}
+		req.PayloadB64, err = rawContent(line.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "the file is missing", nil
+		}
+		if err != nil {
+			return "", err
+		}
+	} else if line.Path != "" && !v.noFiles {
 		d, err := digestFile(line.Path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return "the file is missing", nil
@@ -216,7 +291,7 @@ func (v *verifier) line(ctx context.Context, line *signedFile) (problem string, 
 			return "", err
 		}
 	}
-	req := &api.VerifyRequest{PayloadB3: line.PayloadB3, ContextB64: line.ContextB64, Sigs: line.Sigs}
+	req.Sigs = line.Sigs
 	if v.mode != "" {
 		req.Policy = &api.VerifyPolicy{Mode: v.mode}
 	}
@@ -247,7 +322,8 @@ func unbundle(text string) ([]api.Signature, error) {
 }
 
 func preimageCommand() *cobra.Command {
-	var kidText, digest, contextB64 string
+	var window validityFlags
+	var kidText, digest, contextB64, suite string
 	var asHex bool
 	cmd := &cobra.Command{
 		Use:   "preimage --kid KID#vN --digest HEX",
@@ -274,7 +350,15 @@ signature can be checked with a tool that knows nothing of ron-kms:
 			if err != nil {
 				return err
 			}
-			s := alg.Statement{Suite: kid.Alg, KID: kid.String(), Context: ctx, Digest: d}
+			validity, err := window.get()
+			if err != nil {
+				return err
+			}
+			if suite == "" {
+				suite = kid.Alg
+			}
+			s := alg.Statement{Suite: suite, KID: kid.String(), Context: ctx, Digest: d}
+			s.NotBefore, s.NotAfter = validity.Bounds()
 			p, err := s.AppendPreimage(nil)
 			if err != nil {
 				return err
@@ -286,7 +370,9 @@ signature can be checked with a tool that knows nothing of ron-kms:
 			return err
 		},
 	}
+	window.add(cmd)
 	cmd.Flags().StringVar(&kidText, "kid", "", "key and version that signed")
+	cmd.Flags().StringVar(&suite, "suite", "", "suite of that version, as keys get shows it (default: the kid's algorithm, right unless the version has a companion)")
 	cmd.Flags().StringVar(&digest, "digest", "", "BLAKE3 digest of the payload, 64 hex digits")
 	cmd.Flags().StringVar(&contextB64, "context-b64", "", "context that was bound, base64")
 	cmd.Flags().BoolVar(&asHex, "hex", false, "hex digits instead of bytes")

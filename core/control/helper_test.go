@@ -246,3 +246,24 @@ func (g *rig) signed(kid string) string {
 }
 
 func opBody() string { return fmt.Sprintf(`{"op_id":%q}`, uuid.NewString()) }
+
+// wrapped seals a data key, in base64, and returns the body of the unwrap
+// request for it.
+func (g *rig) wrapped(kid, keyB64, aadB64 string) string {
+	g.t.Helper()
+	req := api.WrapRequest{KID: kid, PlaintextKeyB64: keyB64, AADB64: aadB64}
+	body, err := api.Encode(req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	res := g.call("POST", pathWrap, g.admin(), string(body))
+	if res.status != 200 {
+		g.t.Fatalf("wrap: %d %s", res.status, res.body)
+	}
+	envelope := decode[api.WrapResponse](g.t, res.body).WrappedB64
+	body, err = api.Encode(api.UnwrapRequest{KID: base(g.t, kid), WrappedB64: envelope, AADB64: aadB64})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(body)
+}

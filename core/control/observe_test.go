@@ -41,6 +41,7 @@ func TestMetricNames(t *testing.T) {
 		"kms_ops_total": "counter alg,op,result", "kms_latency_seconds": "histogram alg,op", "kms_reject_total": "counter reason",
 		"kms_keys_total": "gauge alg,purpose,tenant", "kms_attest_total": "counter backend",
 		"kms_audit_integrity_failed_total": "counter ",
+		"kms_pq_mode":                      "gauge mode,phase", "kms_pq_rollout_percent": "gauge ",
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("metrics are\n%v, want\n%v", got, want)
@@ -51,6 +52,8 @@ func TestMetricNames(t *testing.T) {
 		`kms_keys_total{alg="ed25519",purpose="audit",tenant="acme"} 1`,
 		`kms_keys_total{alg="hybrid",purpose="audit",tenant="acme"} 1`,
 		`kms_reject_total{reason="json"} 1`,
+		`kms_pq_mode{mode="or",phase="0"} 1`,
+		`kms_pq_rollout_percent 100`,
 	} {
 		if !strings.Contains(res.body, "\n"+line+"\n") {
 			t.Errorf("no line %s", line)

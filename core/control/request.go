@@ -100,7 +100,7 @@ func anyFold(values []string, words ...string) bool {
 // not do.
 func preconditions(header http.Header, verb *core.Verb) error {
 	if !verb.Mutates && len(header.Values("Idempotency-Key")) > 0 {
-		return malformed("Idempotency-Key is for create, rotate and destroy")
+		return malformed("Idempotency-Key is for create, rotate, destroy and derive")
 	}
 	if verb.Name != "rotate" && len(header.Values("If-Match")) > 0 {
 		return malformed("If-Match is for rotate")
@@ -133,7 +133,35 @@ func fromBody(h *handler, x *exchange, verb *core.Verb) (api.Request, error) {
 	if err := api.Decode(body, req); err != nil {
 		return nil, err
 	}
+	if hasRawPayload(req) && !x.onSocket() {
+		e := api.NewError(api.ReasonUnsupported, "payload_b64 is not taken over TCP")
+		e.Hint = "send raw payloads over the Unix socket, or use the library; over TCP use a key that signs digests"
+		return nil, e
+	}
 	return req, complete(req, x.r.Header, kid)
+}
+
+// hasRawPayload recognizes requests that carry a payload itself and not only
+// its digest.
+func hasRawPayload(req api.Request) bool {
+	switch r := req.(type) {
+	case *api.SignRequest:
+		return r.PayloadB64 != ""
+	case *api.VerifyRequest:
+		return r.PayloadB64 != ""
+	case *api.SignBatchRequest:
+		return slices.ContainsFunc(r.Items, func(i api.SignItem) bool { return i.PayloadB64 != "" })
+	case *api.VerifyBatchRequest:
+		return slices.ContainsFunc(r.Items, func(i api.VerifyRequest) bool { return i.PayloadB64 != "" })
+	}
+	return false
+}
+
+// onSocket reports whether the request came over a Unix socket. What is not
+// known to have, has not.
+func (x *exchange) onSocket() bool {
+	addr, ok := x.r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return ok && addr.Network() == "unix"
 }
 
 func queryOf(segments []string) []string {
@@ -152,6 +180,8 @@ func complete(req api.Request, header http.Header, kid api.KID) (err error) {
 	case *api.RotateRequest:
 		opID, key = &r.OpID, &r.KID
 	case *api.DestroyRequest:
+		opID, key = &r.OpID, &r.KID
+	case *api.DeriveRequest:
 		opID, key = &r.OpID, &r.KID
 	default:
 		return nil

@@ -18,6 +18,9 @@ const (
 	patternKey  = pathKeys + "/{kid}"
 	pathSign    = "/v1/kms/sign"
 	pathVerify  = "/v1/kms/verify"
+	pathWrap    = "/v1/kms/wrap"
+	pathUnwrap  = "/v1/kms/unwrap"
+	pathRewrap  = "/v1/kms/rewrap"
 	pathMetrics = "/metrics"
 
 	// patternPrivate is a GET of a key whose query asks for the private part.
@@ -38,8 +41,14 @@ var routes = []route{
 	{"GET", patternKey, "get", fromPath},
 	{"POST", patternKey + "/rotate", "rotate", fromBody},
 	{"POST", patternKey + "/destroy", "destroy", fromBody},
+	{"POST", patternKey + "/derive", "derive", fromBody},
 	{"POST", pathSign, "sign", fromBody},
+	{"POST", pathSign + "/batch", "sign_batch", fromBody},
 	{"POST", pathVerify, "verify", fromBody},
+	{"POST", pathVerify + "/batch", "verify_batch", fromBody},
+	{"POST", pathWrap, "wrap", fromBody},
+	{"POST", pathUnwrap, "unwrap", fromBody},
+	{"POST", pathRewrap, "rewrap", fromBody},
 	{"GET", patternPrivate, "export", fromAttempt},
 	{"GET", patternKey + "/export", "export", fromAttempt},
 	{"POST", patternKey + "/export", "export", fromAttempt},
@@ -96,13 +105,9 @@ func reply(x *exchange, resp any) (*answer, error) {
 	}
 	switch resp := resp.(type) {
 	case *api.CreateResponse:
-		if kid, err := api.ParseKID(resp.KID); err == nil {
-			x.kid = kid
-			a.header.Set("Location", pathKeys+"/"+kid.Base().String())
-		}
-		if !resp.Replayed {
-			a.status = http.StatusCreated
-		}
+		created(x, a, resp.KID, resp.Replayed)
+	case *api.DeriveResponse:
+		created(x, a, resp.KID, resp.Replayed)
 	case *api.GetResponse:
 		cacheAge(a, resp.CacheAgeMS)
 		tag, err := entityTag(&resp.Key)
@@ -118,6 +123,18 @@ func reply(x *exchange, resp any) (*answer, error) {
 		cacheAge(a, resp.CacheAgeMS)
 	}
 	return a, nil
+}
+
+// created says where the new key is; one that was made by an earlier request
+// with the same op_id is not new.
+func created(x *exchange, a *answer, text string, replayed bool) {
+	if kid, err := api.ParseKID(text); err == nil {
+		x.kid = kid
+		a.header.Set("Location", pathKeys+"/"+kid.Base().String())
+	}
+	if !replayed {
+		a.status = http.StatusCreated
+	}
 }
 
 // cacheAge repeats cache_age_ms, in milliseconds, for who reads no bodies.

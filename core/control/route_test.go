@@ -3,6 +3,8 @@ package control
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +43,8 @@ func TestRoutesAreTheVerbTable(t *testing.T) {
 	}
 	for _, want := range []string{
 		"POST /v1/kms/keys", "GET /v1/kms/keys", "GET /v1/kms/keys/{kid}", "POST /v1/kms/keys/{kid}/rotate",
-		"POST /v1/kms/keys/{kid}/destroy", "POST /v1/kms/sign", "POST /v1/kms/verify",
+		"POST /v1/kms/keys/{kid}/destroy", "POST /v1/kms/sign", "POST /v1/kms/verify", "POST /v1/kms/keys/{kid}/derive",
+		"POST /v1/kms/sign/batch", "POST /v1/kms/verify/batch", "POST /v1/kms/wrap", "POST /v1/kms/unwrap", "POST /v1/kms/rewrap",
 	} {
 		if !seen[want] {
 			t.Errorf("no route %s", want)
@@ -49,10 +52,41 @@ func TestRoutesAreTheVerbTable(t *testing.T) {
 	}
 }
 
+// R-240: docs/spec/rest.md has a line for each route, with its verb and
+// scopes, and an example of each POST.
+func TestRoutesAreDocumented(t *testing.T) {
+	t.Parallel()
+	spec, err := os.ReadFile("../../docs/spec/rest.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rt := range routes {
+		if rt.verb == "export" {
+			continue // one line for all of them
+		}
+		verb, _ := core.VerbNamed(rt.verb)
+		line := fmt.Sprintf("\n| `%s %s` | %s | `%s` |", rt.method, rt.pattern, rt.verb, strings.Join(verb.Scopes, "`, `"))
+		if !strings.Contains(string(spec), line) {
+			t.Errorf("docs/spec/rest.md has no line %s", line)
+		}
+		example := "\npost " + regexp.QuoteMeta(rt.pattern) + " '"
+		example = strings.Replace(example, `\{kid\}`, `[^ ]+`, 1)
+		if rt.method == "POST" && !regexp.MustCompile(example).Match(spec) {
+			t.Errorf("docs/spec/rest.md has no example of %s", rt.pattern)
+		}
+	}
+}
+
 // sample is a request that the route's verb accepts.
 func (g *rig) sample(rt route) (target, body string) {
 	kid := ""
-	if rt.verb != "create" && rt.verb != "list" {
+	switch rt.verb {
+	case "create", "list":
+	case "wrap", "unwrap", "rewrap":
+		kid = g.create("aes-256-gcm")
+	case "derive":
+		kid = g.create("hkdf-sha256")
+	default:
 		kid = g.create("ed25519")
 	}
 	target = strings.Replace(rt.pattern, "{kid}", base0(kid), 1)
@@ -67,6 +101,16 @@ func (g *rig) sample(rt route) (target, body string) {
 		body = signBody(kid)
 	case "verify":
 		body = g.signed(kid)
+	case "sign_batch":
+		body = fmt.Sprintf(`{"kid":%q,"items":[{"payload_b3":%q},{"payload_b3":%q}]}`, kid, digest, strings.Repeat("0", 64))
+	case "verify_batch":
+		body = `{"items":[` + g.signed(kid) + `]}`
+	case "wrap":
+		body = fmt.Sprintf(`{"kid":%q,"size":32}`, kid)
+	case "unwrap", "rewrap":
+		body = g.wrapped(kid, "MDEyMzQ1Njc4OWFiY2RlZg==", "")
+	case "derive":
+		body = fmt.Sprintf(`{"op_id":%q,"context":"ci","alg":"ed25519"}`, uuid.NewString())
 	}
 	return strings.Replace(target, "?private", "?include=private", 1), body
 }
@@ -85,7 +129,7 @@ func TestCapabilityMatrix(t *testing.T) {
 	tampered = tampered[:len(tampered)-8] + "AAAAAAAA"
 	for _, rt := range routes {
 		verb, _ := core.VerbNamed(rt.verb)
-		success := map[string]int{"create": 201, "export": 403}[rt.verb]
+		success := map[string]int{"create": 201, "derive": 201, "export": 403}[rt.verb]
 		if success == 0 {
 			success = 200
 		}
@@ -203,6 +247,11 @@ func TestConcurrentDuplicates(t *testing.T) {
 	if len(list.Keys) != 1 || list.Keys[0].Head != 2 {
 		t.Errorf("the store has %+v", list.Keys)
 	}
+	parent := g.create("hkdf-sha256")
+	body := fmt.Sprintf(`{"op_id":%q,"context":"ci","alg":"ed25519"}`, uuid.NewString())
+	if kids, created := flood(pathOf(parent)+"/derive", body); len(kids) != 1 || created != 1 {
+		t.Errorf("%d derived keys, %d answered 201", len(kids), created)
+	}
 }
 
 // R-130, D-15: the header Idempotency-Key is the op_id, and both must match.
@@ -235,6 +284,11 @@ func TestIdempotencyKey(t *testing.T) {
 	r := request("POST", pathSign, token, signBody(g.create("ed25519")))
 	r.Header.Set("Idempotency-Key", id)
 	wantRefusal(t, g.do(r), 400, api.CodeBadRequest) // sign is not done once
+	derive := request("POST", pathOf(g.create("hkdf-sha256"))+"/derive", token, `{"context":"ci","alg":"ed25519"}`)
+	derive.Header.Set("Idempotency-Key", uuid.NewString())
+	if res := g.do(derive); res.status != 201 {
+		t.Errorf("derive: %d %s", res.status, res.body)
+	}
 }
 
 // R-231, R-236, D-31: the tag of a key, 304, and If-Match on rotate.

@@ -69,7 +69,7 @@ func badBodies(t *testing.T, rt route, good string) map[string]string {
 		"BOM":             "\ufeff" + good,
 		"not UTF-8":       `{"x":"` + "\xff" + `",` + inner + `}`,
 		"deep":            `{"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `,` + inner + `}`,
-		"many":            `{"sigs":[` + strings.Repeat("{},", 4000) + `{}],` + inner + `}`,
+		"many":            `{"sigs":[` + strings.Repeat("{},", 5000) + `{}],` + inner + `}`,
 		"oversized":       `{"op_id":"` + strings.Repeat("a", 20<<10) + `"}`,
 		"oversized space": good + strings.Repeat(" ", 20<<10),
 	}
@@ -180,7 +180,14 @@ func TestRouterRefusals(t *testing.T) {
 		{"GET", "/v1/kms/keys/a/b/c", 404, api.CodeNotFound, ""},
 		{"GET", "/v1/kms/keys/a/b/c/d/e/f", 404, api.CodeNotFound, ""},
 		{"POST", "/v1/kms/keys/a/b/c/d/unknown", 404, api.CodeNotFound, ""},
-		{"POST", "/v1/kms/wrap", 404, api.CodeNotFound, ""},
+		{"POST", "/v1/kms/encrypt", 404, api.CodeNotFound, ""},
+		{"POST", "/v1/kms/sign/", 404, api.CodeNotFound, ""},
+		{"POST", "/v1/kms/sign/batch/", 404, api.CodeNotFound, ""},
+		{"POST", "/v1/kms/derive", 404, api.CodeNotFound, ""},
+		{"GET", "/v1/kms/wrap", 405, api.CodeBadRequest, "POST"},
+		{"GET", "/v1/kms/unwrap", 405, api.CodeBadRequest, "POST"},
+		{"GET", "/v1/kms/sign/batch", 405, api.CodeBadRequest, "POST"},
+		{"GET", "/v1/kms/keys/a/b/c/d/derive", 405, api.CodeBadRequest, "POST"},
 		{"GET", "/debug/pprof/", 404, api.CodeNotFound, ""},
 		{"DELETE", "/v1/kms/keys", 405, api.CodeBadRequest, "GET, POST"},
 		{"GET", "/v1/kms/sign", 405, api.CodeBadRequest, "POST"},
@@ -331,16 +338,30 @@ func TestNoExistenceOracle(t *testing.T) {
 	stranger := g.token(3600, "evil", "kms:read", "kms:sign", "kms:verify", "kms:rotate", "kms:destroy")
 	missing := k
 	missing.ID = uuid.NewString()
-	for _, suffix := range []string{"", "?version=1", "?version=9", "/rotate", "/destroy", "/export"} {
+	for _, suffix := range []string{"", "?version=1", "?version=9", "/rotate", "/destroy", "/derive", "/export"} {
 		method, body := "GET", ""
 		if strings.HasPrefix(suffix, "/") && suffix != "/export" {
 			method, body = "POST", opBody()
+		}
+		if suffix == "/derive" {
+			body = fmt.Sprintf(`{"op_id":%q,"context":"ci","alg":"ed25519"}`, uuid.NewString())
 		}
 		a := g.call(method, pathKeys+"/"+k.Base().String()+suffix, stranger, body)
 		b := g.call(method, pathKeys+"/"+missing.Base().String()+suffix, stranger, body)
 		wantRefusal(t, a, 403, api.CodeNoCapability)
 		if a.status != b.status || neutral(t, a) != neutral(t, b) || !reflect.DeepEqual(fields(a.header), fields(b.header)) {
 			t.Errorf("%s: %d %s %v and %d %s %v", suffix, a.status, a.body, a.header, b.status, b.body, b.header)
+		}
+	}
+	for target, body := range map[string]string{
+		pathSign: `{"kid":%q,"payload_b3":"` + digest + `"}`, pathSign + "/batch": `{"kid":%q,"items":[{"payload_b3":"` + digest + `"}]}`,
+		pathWrap: `{"kid":%q,"size":32}`, pathUnwrap: `{"kid":%q,"wrapped_b64":"AAAA"}`, pathRewrap: `{"kid":%q,"wrapped_b64":"AAAA"}`,
+	} {
+		a := g.call("POST", target, stranger, fmt.Sprintf(body, k.Base().String()))
+		b := g.call("POST", target, stranger, fmt.Sprintf(body, missing.Base().String()))
+		wantRefusal(t, a, 403, api.CodeNoCapability)
+		if neutral(t, a) != neutral(t, b) || !reflect.DeepEqual(fields(a.header), fields(b.header)) {
+			t.Errorf("%s: %s and %s", target, a.body, b.body)
 		}
 	}
 }

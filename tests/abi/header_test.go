@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rustyonions/ron-kms/core"
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 )
@@ -59,12 +60,26 @@ func TestHeaderLimits(t *testing.T) {
 		t.Errorf("header has %v, code has %v", got, want)
 	}
 	for _, a := range alg.All() {
+		if !a.Allows(alg.OpSign) {
+			continue
+		}
 		size := 2
 		for _, track := range a.Tracks() {
 			size += 6 + api.MaxKID + len(track.Name()) + track.SignatureSize()
 		}
 		if size > got["MAX_SIGNATURE"] {
 			t.Errorf("a bundle of %s can have %d bytes, more than RONKMS_MAX_SIGNATURE", a.Name(), size)
+		}
+	}
+}
+
+// The header lists every verb of ronkms_call.
+func TestHeaderVerbs(t *testing.T) {
+	text := header(t)
+	comment := text[strings.Index(text, "/* ronkms_call "):strings.Index(text, "ronkms_call(ronkms_session")]
+	for _, v := range core.Verbs() {
+		if !regexp.MustCompile(`\b` + v.Name + `\b`).MatchString(comment) {
+			t.Errorf("the comment of ronkms_call does not name %s", v.Name)
 		}
 	}
 }

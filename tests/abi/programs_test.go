@@ -27,6 +27,16 @@ func TestRoundtrip(t *testing.T) {
 	output(t, program, s.json, coretest.Passphrase, s.token(t, "acme"))
 }
 
+// wrap, unwrap, rewrap, derive and both batches from C,
+// through ronkms_call, and what they refuse; an ed25519 key with a companion
+// signs into the buffer whose size was asked for.
+func TestVerbs(t *testing.T) {
+	t.Parallel()
+	program := compile(t, "c/verbs.c")
+	s := newStore(t, "")
+	output(t, program, s.json, coretest.Passphrase, s.token(t, "acme"), s.token(t, "stranger"))
+}
+
 // stale and invented handles, wild pointers, impossible lengths,
 // structs of other versions, bad requests, tokens and configurations are
 // errors with the documented code, leave no output, and do not stop the

@@ -9,6 +9,12 @@ static const char *const ops[] = {
     "00000000-0000-4000-8000-000000000021", "00000000-0000-4000-8000-000000000022", "00000000-0000-4000-8000-000000000023",
 };
 
+/* companion is what the size that suffices may exceed the size of a bundle by:
+ * the ml-dsa-65 signature that an ed25519 key may make too. */
+static size_t companion(int i, const char *kid) {
+    return i == 0 ? 6 + strlen(kid) + strlen("ml-dsa-65") + 3309 : 0;
+}
+
 /* capacity shows that a buffer too small has no effect: the receipts of the
  * signatures before and after are neighbours, in the log and for the key. It
  * runs before anything that is recorded without waiting. */
@@ -24,13 +30,13 @@ static void capacity(ronkms_session session, int i) {
     memset(sig, 0xaa, sizeof sig);
     WANT(RONKMS_ERR_BUFFER_TOO_SMALL,
          ronkms_sign(session, TEXT(kid), digest, sizeof digest, NULL, 0, sig, len - 1, &needed, &r2, &err));
-    CHECK(needed == len && all_zero(sig, len - 1) && sig[len - 1] == 0xaa && r2.log_index == 0);
+    CHECK(needed == len + companion(i, kid) && all_zero(sig, len - 1) && sig[len - 1] == 0xaa && r2.log_index == 0);
     needed = 0;
     WANT(RONKMS_ERR_BUFFER_TOO_SMALL,
          ronkms_sign(session, TEXT(kid), digest, sizeof digest, NULL, 0, NULL, 0, &needed, NULL, &err));
-    CHECK(needed == len);
+    CHECK(needed == len + companion(i, kid));
     WANT(RONKMS_OK, ronkms_sign(session, TEXT(kid), digest, sizeof digest, NULL, 0, sig, needed, &len, &r2, &err));
-    CHECK(len == needed && r2.key_seq == r1.key_seq + 1 && r2.log_index == r1.log_index + 1);
+    CHECK(len + companion(i, kid) == needed && r2.key_seq == r1.key_seq + 1 && r2.log_index == r1.log_index + 1);
 }
 
 static void life(ronkms_session session, int i) {
@@ -67,7 +73,7 @@ static void life(ronkms_session session, int i) {
     *strchr(base, '#') = '\0';
     WANT(RONKMS_ERR_BUFFER_TOO_SMALL,
          ronkms_sign(session, TEXT(base), digest, sizeof digest, NULL, 0, again, len, &needed, NULL, &err));
-    CHECK(needed > len && needed <= len + 2 * 9);
+    CHECK(needed > len + companion(i, kid) && needed <= len + companion(i, kid) + 2 * 9);
     WANT(RONKMS_OK, ronkms_sign(session, TEXT(base), digest, sizeof digest, NULL, 0, again, needed, &needed, NULL, &err));
     CHECK(needed == len);
 
