@@ -48,31 +48,39 @@ var restricted = map[string][]string{
 // here is not used: adding a line is a decision of docs/spec/algorithms.md.
 //
 var cryptography = map[string][]string{
-	"crypto":         {"core/alg"}, // the interface PublicKey
-	"crypto/aes":     {"core/secret"},
-	"crypto/cipher":  {"core/secret"},
-	"crypto/hkdf":    {"core/secret"},
-	"crypto/hmac":    {"audit", "core"},
-	"crypto/sha256":  {"audit", "core", "core/capability", "core/control", "core/secret", "cmd/ron-kms"},
-	"crypto/subtle":  {"core/secret"},
-	"crypto/rand":    {"audit", "core/secret", "core/capability/mint"},
-	"crypto/ed25519": {"core"}, // the type of a public key
-	"crypto/tls":     {"core/control", "cmd/ron-kms"},
-	"crypto/x509":    {"core/control", "cmd/ron-kms"},
-	"filippo.io/age": {"backends/file"},
+	"crypto":                                 {"core/alg", "core/secret"}, // the interface PublicKey; the name of a hash
+	"crypto/aes":                             {"core/alg", "core/secret"},
+	"crypto/cipher":                          {"core/alg", "core/secret"},
+	"crypto/ecdh":                            {"core/alg"},
+	"crypto/hkdf":                            {"core/alg", "core/secret"},
+	"crypto/hmac":                            {"audit", "core"},
+	"crypto/hpke":                            {"core/alg"},
+	"crypto/mlkem":                           {"core/alg"}, // sizes: crypto/hpke does the work
+	"crypto/sha256":                          {"audit", "core", "core/alg", "core/capability", "core/control", "core/secret", "cmd/ron-kms"},
+	"crypto/subtle":                          {"core/secret"},
+	"crypto/rand":                            {"audit", "core/alg", "core/secret", "core/capability/mint"},
+	"crypto/fips140":                         {"core/secret"}, // whether a mode is on that draws nonces itself
+	"crypto/ed25519":                         {"core"},        // the type of a public key
+	"crypto/tls":                             {"core/control", "cmd/ron-kms"},
+	"crypto/x509":                            {"core/control", "cmd/ron-kms"},
+	"filippo.io/age":                         {"backends/file"},
+	"github.com/canonical/go-sp800.90a-drbg": {"core/secret"},
 	"github.com/cloudflare/circl/sign/ed25519":       {"core/alg"},
+	"github.com/cloudflare/circl/sign/mldsa/mldsa44": {"core/alg"},
 	"github.com/cloudflare/circl/sign/mldsa/mldsa65": {"core/alg"},
+	"github.com/cloudflare/circl/sign/mldsa/mldsa87": {"core/alg"},
+	"golang.org/x/crypto/chacha20poly1305":           {"core/alg"},
 	"golang.org/x/mod/sumdb/note":                    {"audit", "core", "cmd/ron-kms"},
 	"github.com/transparency-dev/merkle/compact":     {"audit"},
 	"github.com/transparency-dev/merkle/rfc6962":     {"audit"},
 	"gopkg.in/macaroon.v2":                           {"core/capability", "core/capability/mint"},
-	"lukechampine.com/blake3":                        {"core/control", "core", "cmd/ron-kms"},
+	"lukechampine.com/blake3":                        {"core/control", "core", "core/policy", "cmd/ron-kms"},
 }
 
 func cryptographic(path string) bool {
 	for _, prefix := range []string{
 		"crypto", "golang.org/x/crypto", "github.com/cloudflare/circl", "filippo.io", "golang.org/x/mod/sumdb",
-		"github.com/transparency-dev", "gopkg.in/macaroon.v2", "lukechampine.com/blake3",
+		"github.com/transparency-dev", "gopkg.in/macaroon.v2", "lukechampine.com/blake3", "github.com/canonical",
 	} {
 		if in(path, prefix) {
 			return true
@@ -214,10 +222,11 @@ func secretName(name string) bool {
 // quietSkips are the files whose tests may skip on their own, and why CI loses
 // nothing by it.
 var quietSkips = map[string]string{
-	"core/alg/residue_test.go":  "the plain build does not erase; make test runs the other build too",
-	"core/alg/vectors_test.go":  "make test runs the offline verifier as a step of its own",
-	"core/secret/arena_test.go": "systems without /proc, and processes that may not give up privileges",
-	"core/secret/do_test.go":    "binaries without build information",
+	"core/alg/residue_test.go":    "the plain build does not erase; make test runs the other build too",
+	"core/alg/vectors_test.go":    "make test runs the offline verifier as a step of its own",
+	"core/seeds_internal_test.go": "the plain build does not erase; make test runs the other build too",
+	"core/secret/arena_test.go":   "systems without /proc, and processes that may not give up privileges",
+	"core/secret/do_test.go":      "binaries without build information",
 }
 
 // A test that cannot run says so through package skip, so that CI can forbid

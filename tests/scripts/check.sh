@@ -34,11 +34,11 @@ matches() { xargs grep -nIE -- "$1" || [ $? = 123 ] || [ $? = 1 ]; }
 
 format() { files '*.go' | xargs gofmt -l | none "not formatted; run make fmt"; }
 vet() { go vet ./...; }
-modules() { go mod verify && go mod tidy -diff; }
+modules() { go mod verify && go mod tidy -diff && (cd tests/oracles && go mod verify && go mod tidy -diff); }
 architecture() { go test -count=1 ./tests/arch; }
 # SA9005 would forbid the tests that marshal what must not be marshalled, to see that nothing comes out.
 analysis() { go tool -modfile=tests/tools/go.mod staticcheck -checks inherit,-SA9005 ./...; }
-licences() { (cd tests/tools && go test ./licences && go run ./licences ../..); }
+licences() { (cd tests/tools && go test ./licences && go run ./licences ../.. && go run ./licences ../oracles); }
 
 shell_scripts() {
   local f bad=0
@@ -68,7 +68,7 @@ exports() {
 # The repository speaks of the project alone, and its main path is finished.
 hygiene() {
   local bad=0
-  files | grep -vE '^(go\.sum|tests/tools/go\.sum)$' |
+  files | grep -vE '^(tests/(tools|oracles)/)?go\.sum$' |
     matches '(^|[^A-Za-z0-9_.<-])/(wor[k]|roo[t]|hom[e])/' | none "paths of a machine" || bad=1
   files '*.go' '*.c' '*.h' '*.py' '*.sh' Makefile | grep -vE '_test\.go$' |
     matches '\b(TOD[O]|FIXM[E]|XX[X])\b' | none "unfinished work on the main path" || bad=1
@@ -88,7 +88,7 @@ dependencies() {
     inside && NF > 0 { if (!above && $0 !~ /\/\/ *[a-zA-Z]/) print $1; above = 0 }
     inside && NF == 0 { above = 0 }
     /^require [^(]/ && $0 !~ /\/\/ *[a-zA-Z]/ { print $2 }
-  ' go.mod | none "direct dependencies in go.mod that do not say what they are for"
+  ' go.mod tests/oracles/go.mod | none "direct dependencies in go.mod that do not say what they are for"
 }
 
 vulnerabilities() {

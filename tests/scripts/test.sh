@@ -42,6 +42,9 @@ experiment() { GOEXPERIMENT=runtimesecret go test -timeout 5m ./core/... ./backe
 # An implementation that shares no code with ours checks the vectors.
 offline() { python3 docs/vectors/verify_offline.py docs/vectors/preimage.json; }
 
+# Vectors and libraries of others, in a module of their own.
+oracles() { (cd tests/oracles && go vet ./... && go test -timeout 5m ./...); }
+
 install_peers
 step "vet and build" bash -c 'go vet ./... && go build ./...'
 if have gcc; then
@@ -52,6 +55,7 @@ else
   step "tests without race detector" fast
 fi
 step "tests that do not run under the race detector" plain
+step "oracles: vectors and libraries of others" oracles
 if GOEXPERIMENT=runtimesecret go list runtime/secret >/dev/null 2>&1; then
   step "tests, runtimesecret" experiment
 else
