@@ -7,7 +7,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -20,8 +19,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/cloudflare/circl/sign/ed25519"
 
 	"github.com/rustyonions/ron-kms/core"
 	"github.com/rustyonions/ron-kms/core/capability"
@@ -40,23 +37,42 @@ type Result struct {
 	P99        float64 `json:"p99"`
 	Against    string  `json:"against,omitempty"` // name of the result that Ratio compares with
 	Ratio      float64 `json:"ratio,omitempty"`   // of the p95s
+	RatioP50   float64 `json:"ratio_p50,omitempty"`
 	Conditions string  `json:"conditions"`
 }
 
-// against says what each result is compared with.
-var against = map[string]string{
-	"capi.sign.ed25519.durable":  "disk.fdatasync",
-	"capi.sign.hybrid.durable":   "disk.fdatasync",
-	"engine.sign.ed25519.memory": "primitive.sign.ed25519",
+// A figure is one line of the table to come: what it is compared with, if
+// anything, and under what conditions it was measured.
+type figure struct{ against, conditions string }
+
+// figures is everything that can be measured, by name.
+func figures() map[string]figure {
+	all := map[string]figure{
+		"disk.fdatasync":            {"", "512 bytes over written blocks, one at a time, same disk"},
+		"capi.sign.ed25519.durable": {"disk.fdatasync", "C ABI, file store, audit record durable, one thread"},
+		"capi.sign.hybrid.durable":  {"disk.fdatasync", "C ABI, file store, audit record durable, one thread"},
+		"capi.verify.hybrid":        {"", "C ABI, both tracks, audited asynchronously"},
+	}
+	for _, p := range pairs() {
+		primitive, engine := bareConditions[p.op], "Go engine, in-memory store, audited, token cleared"
+		switch p.op {
+		case "verify":
+			engine += "; the record is not waited for"
+		case "derive":
+			engine += "; another child each time, intent and result on record"
+		}
+		all[p.primitiveName()] = figure{"", primitive}
+		all[p.engineName()] = figure{p.primitiveName(), engine}
+	}
+	return all
 }
 
-var conditions = map[string]string{
-	"disk.fdatasync":             "512 bytes over written blocks, one at a time, same disk",
-	"primitive.sign.ed25519":     "circl, key on the heap, 128-byte message",
-	"engine.sign.ed25519.memory": "Go engine, in-memory store, audited, token cleared",
-	"capi.sign.ed25519.durable":  "C ABI, file store, audit record durable, one thread",
-	"capi.sign.hybrid.durable":   "C ABI, file store, audit record durable, one thread",
-	"capi.verify.hybrid":         "C ABI, both tracks, audited asynchronously",
+var bareConditions = map[string]string{
+	"sign":   "the engine's library, expanded key on the heap, 128-byte message, ML-DSA hedged",
+	"verify": "the engine's library, parsed key, 128-byte message",
+	"wrap":   "the engine's library, parsed key, 32-byte data key, no associated data",
+	"unwrap": "the engine's library, parsed key, 32-byte data key, no associated data",
+	"derive": "HKDF-SHA256 and the Ed25519 key pair of its output",
 }
 
 func main() {
@@ -71,22 +87,37 @@ func main() {
 }
 
 func run(only, out string, rounds int) error {
-	wanted := func(name string) bool { return strings.HasPrefix(name, only) }
-	samples := make(map[string][]time.Duration)
-	if wanted("primitive.sign.ed25519") || wanted("engine.sign.ed25519.memory") {
-		if err := engine(samples, rounds*10); err != nil {
-			return err
+	all := figures()
+	needed := make(map[string]bool)
+	for name, f := range all {
+		if strings.HasPrefix(name, only) {
+			needed[name] = true
+			if f.against != "" {
+				needed[f.against] = true
+			}
 		}
 	}
-	if wanted("disk.fdatasync") || wanted("capi.") {
-		if err := capi(samples, rounds); err != nil {
-			return err
-		}
-	}
-	results := summarize(samples, wanted)
-	if len(results) == 0 {
+	if len(needed) == 0 {
 		return fmt.Errorf("nothing is named %s…", only)
 	}
+	wanted := func(name string) bool { return needed[name] }
+	samples := make(map[string][]time.Duration)
+	if err := measureEngine(samples, wanted, rounds*10); err != nil {
+		return err
+	}
+	var outside []string
+	for name := range needed {
+		if strings.HasPrefix(name, "disk.") || strings.HasPrefix(name, "capi.") {
+			outside = append(outside, name)
+		}
+	}
+	if len(outside) > 0 {
+		slices.Sort(outside)
+		if err := capi(samples, rounds, outside); err != nil {
+			return err
+		}
+	}
+	results := summarize(samples, all, wanted)
 	print(results)
 	data, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
@@ -95,9 +126,12 @@ func run(only, out string, rounds int) error {
 	return os.WriteFile(out, append(data, '\n'), 0o644)
 }
 
-func summarize(samples map[string][]time.Duration, wanted func(string) bool) []Result {
+func summarize(samples map[string][]time.Duration, all map[string]figure, wanted func(string) bool) []Result {
 	byName := make(map[string]Result)
 	for name, s := range samples {
+		if !wanted(name) {
+			continue
+		}
 		slices.Sort(s)
 		var sum time.Duration
 		for _, d := range s {
@@ -108,22 +142,13 @@ func summarize(samples map[string][]time.Duration, wanted func(string) bool) []R
 		byName[name] = Result{
 			Name: name, Unit: "us", Value: us(sum / time.Duration(len(s))),
 			P50: at(0.50), P95: at(0.95), P99: at(0.99),
-			Conditions: fmt.Sprintf("%s; n=%d", conditions[name], len(s)),
-		}
-	}
-	keep := make(map[string]bool)
-	for name := range byName {
-		if wanted(name) {
-			keep[name], keep[against[name]] = true, true
+			Conditions: fmt.Sprintf("%s; n=%d", all[name].conditions, len(s)),
 		}
 	}
 	var results []Result
 	for name, r := range byName {
-		if !keep[name] {
-			continue
-		}
-		if base, ok := byName[against[name]]; ok {
-			r.Against, r.Ratio = base.Name, r.P95/base.P95
+		if base, ok := byName[all[name].against]; ok {
+			r.Against, r.Ratio, r.RatioP50 = base.Name, r.P95/base.P95, r.P50/base.P50
 		}
 		results = append(results, r)
 	}
@@ -133,50 +158,15 @@ func summarize(samples map[string][]time.Duration, wanted func(string) bool) []R
 
 func print(results []Result) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "name\tvalue\tunit\tp50\tp95\tp99\tp95 ratio\tagainst\t")
+	fmt.Fprintln(w, "name\tvalue\tunit\tp50\tp95\tp99\tp50 ratio\tp95 ratio\tagainst\t")
 	for _, r := range results {
-		ratio := ""
+		ratios := "\t"
 		if r.Against != "" {
-			ratio = fmt.Sprintf("%.2f", r.Ratio)
+			ratios = fmt.Sprintf("%.2f\t%.2f", r.RatioP50, r.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%.1f\t%s\t%.1f\t%.1f\t%.1f\t%s\t%s\t\n", r.Name, r.Value, r.Unit, r.P50, r.P95, r.P99, ratio, r.Against)
+		fmt.Fprintf(w, "%s\t%.1f\t%s\t%.1f\t%.1f\t%.1f\t%s\t%s\t\n", r.Name, r.Value, r.Unit, r.P50, r.P95, r.P99, ratios, r.Against)
 	}
 	w.Flush()
-}
-
-// engine measures the Go engine in memory beside the bare primitive.
-func engine(samples map[string][]time.Duration, n int) error {
-	cfg := config.Default()
-	cfg.Backend = config.BackendInmem
-	k, err := core.Open(context.Background(), cfg, core.Options{})
-	if err != nil {
-		return err
-	}
-	defer k.Close()
-	token, err := mintAll(k.TokenKeys())
-	if err != nil {
-		return err
-	}
-	sign, err := signer(k, token)
-	if err != nil {
-		return err
-	}
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	message := make([]byte, 128)
-	for range n {
-		start := time.Now()
-		ed25519.Sign(private, message)
-		middle := time.Now()
-		if err := sign(); err != nil {
-			return err
-		}
-		samples["primitive.sign.ed25519"] = append(samples["primitive.sign.ed25519"], middle.Sub(start))
-		samples["engine.sign.ed25519.memory"] = append(samples["engine.sign.ed25519.memory"], time.Since(middle))
-	}
-	return nil
 }
 
 // mintAll makes a token that allows everything to the tenant of the benchmark.
@@ -184,8 +174,9 @@ func mintAll(keys *core.TokenKeys) (string, error) {
 	return mint.ForTenant(keys, "bench", capability.ScopeList(), time.Now().Add(time.Hour))
 }
 
-// capi makes a store, builds the C program against the library and runs it.
-func capi(samples map[string][]time.Duration, rounds int) (err error) {
+// capi makes a store, builds the C program against the library and has it
+// measure what is named.
+func capi(samples map[string][]time.Duration, rounds int, names []string) (err error) {
 	// In the build folder, so that the store is on the disk people use and not
 	// on a temporary one in memory.
 	dir, err := os.MkdirTemp("build", "bench-")
@@ -235,8 +226,9 @@ func capi(samples map[string][]time.Duration, rounds int) (err error) {
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("gcc: %w", err)
 	}
-	measure := exec.Command(program, strconv.Itoa(rounds), filepath.Join(dir, "config.json"),
-		filepath.Join(dir, "token"), filepath.Join(dir, "scratch"))
+	measure := exec.Command(program, append([]string{
+		strconv.Itoa(rounds), filepath.Join(dir, "config.json"), filepath.Join(dir, "token"), filepath.Join(dir, "scratch"),
+	}, names...)...)
 	measure.Stderr = os.Stderr
 	stdout, err := measure.StdoutPipe()
 	if err != nil {
