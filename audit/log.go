@@ -352,6 +352,9 @@ func (l *Log) failLocked(cause error) {
 	}
 }
 
+// MaxCommit returns how many bytes of records one Append can take, two bytes a record included.
+func (l *Log) MaxCommit() int { return l.limit - checkpointRoom }
+
 // Size returns the number of durable records.
 func (l *Log) Size() uint64 {
 	l.mu.Lock()

@@ -10,7 +10,9 @@ package backends
 import (
 	"context"
 	"errors"
+	"slices"
 
+	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/secret"
 )
@@ -23,6 +25,7 @@ var (
 	ErrTampered    = errors.New("stored value was changed from outside or damaged")
 	ErrArenaFull   = errors.New("locked memory for secrets is full")
 	ErrClosed      = errors.New("backend is closed")
+	ErrUnwrap      = errors.New("what was wrapped does not open")
 
 	ErrBusy       = errors.New("store is open in another process")
 	ErrMissing    = errors.New("there is no store here")
@@ -37,7 +40,20 @@ type Operation string
 const (
 	OpGenerate Operation = "generate"
 	OpSign     Operation = "sign"
+	OpWrap     Operation = "wrap" // with a secret key; a KEM wraps without its custodian
+	OpUnwrap   Operation = "unwrap"
+	OpDerive   Operation = "derive"
 )
+
+// Serves reports whether a key of an algorithm can have a track: one of its own,
+// or, for a classical signing key, a post-quantum companion.
+func Serves(a *alg.Alg, t *alg.Track) bool {
+	if slices.Contains(a.Tracks(), t) {
+		return true
+	}
+	_, ok := alg.Lookup(a.Name() + "+" + t.Name())
+	return ok && t.Kind() == alg.KindSign
+}
 
 // Attestation classes: who can vouch for where a private key lives.
 const (
@@ -73,9 +89,21 @@ type Custodian interface {
 	// stores Material.Sealed.
 	Generate(ctx context.Context, ref Ref) (Material, error)
 
-	// Sign signs msg with the private key in sealed, which must be the one
-	// that Generate returned for this very ref: else ErrTampered.
-	Sign(ctx context.Context, ref Ref, sealed, msg []byte) ([]byte, error)
+	// Sign signs msg under a scheme with the private key in sealed, which must
+	// be the one that Generate returned for this very ref: else ErrTampered.
+	Sign(ctx context.Context, ref Ref, scheme alg.Scheme, sealed, msg []byte) ([]byte, error)
+
+	// Wrap seals a data key with the secret key in sealed, bound to aad, and
+	// returns the body of its envelope. It is for AEAD keys only.
+	Wrap(ctx context.Context, ref Ref, sealed, aad, plaintext []byte) (body []byte, err error)
+
+	// Unwrap opens an envelope and lends the data key to use, for the call
+	// only. Whatever the reason that it does not open: ErrUnwrap.
+	Unwrap(ctx context.Context, ref Ref, sealed, aad []byte, e alg.Envelope, use func(plaintext []byte)) error
+
+	// Derive makes the private key for child from the one in sealed and info.
+	// The same key and info always give the same child.
+	Derive(ctx context.Context, ref Ref, sealed []byte, info string, child Ref) (Material, error)
 
 	// Forget drops and wipes whatever is cached for ref.
 	Forget(ref Ref)
@@ -114,12 +142,16 @@ type Backend interface {
 	// Name is the word that KMS_BACKEND selects it by.
 	Name() string
 
-	// Arena is the locked memory that Derive's keys live in.
+	// Arena is the locked memory that StoreKey's keys live in.
 	Arena() *secret.Arena
 
-	// Derive gives the store's own n-byte key for a purpose, the same each
+	// Scratch gives a zeroed slot of n bytes of the arena for a secret on its
+	// way through, making room if it must. The caller destroys it.
+	Scratch(n int) (*secret.Bytes, error)
+
+	// StoreKey gives the store's own n-byte key for a purpose, the same each
 	// time the store is opened. The caller destroys it.
-	Derive(label string, n int) (*secret.Bytes, error)
+	StoreKey(label string, n int) (*secret.Bytes, error)
 
 	// Close forgets all secrets and releases the store.
 	Close() error

@@ -98,7 +98,7 @@ func TestOneRecordEach(t *testing.T) {
 	call(s, "rotate", rotate)
 	mutation(rotate, "rotate", rotate.OpID, 2)
 	call(s, "rotate", rotate) // replayed: recorded, without an intent
-	want = append(want, line(audit.KindOperation, "rotate", rotate.OpID, "acme", base, 2, name, "test", hash(rotate), "ok", a, "", ""))
+	want = append(want, line(audit.KindOperation, "rotate", rotate.OpID, "acme", base, 2, name, "test", hash(rotate), "ok", a, "", "replayed"))
 	op := func(s *core.Session, verb string, req api.Request, l string) any {
 		r := call(s, verb, req)
 		want = append(want, l)

@@ -28,7 +28,9 @@ import (
 	"github.com/rustyonions/ron-kms/core/capability"
 	"github.com/rustyonions/ron-kms/core/config"
 	"github.com/rustyonions/ron-kms/core/metrics"
+	"github.com/rustyonions/ron-kms/core/policy"
 	"github.com/rustyonions/ron-kms/core/secret"
+	"github.com/rustyonions/ron-kms/core/trustedtime"
 )
 
 // noiseInterval is how often refusals of unknown callers are summed up in the
@@ -49,7 +51,9 @@ type Options struct {
 // A KMS is an open store. It is safe for concurrent use.
 type KMS struct {
 	cfg       *config.Config
-	mode      alg.Mode
+	policy    policy.Static
+	time      *trustedtime.Source
+	tolerance time.Duration // of validity windows, and of the clock against the log
 	opTimeout time.Duration
 	clock     func() time.Time
 	log       *slog.Logger
@@ -95,10 +99,19 @@ func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
 	if err != nil {
 		return nil, api.WrapError(api.ReasonConfig, "the configuration is not valid", err)
 	}
+	if err := selfTest(); err != nil {
+		return nil, api.WrapError(api.ReasonInternal, "a cryptographic self-test failed; nothing is opened", err)
+	}
 	k := &KMS{
-		cfg: cfg, mode: mode, opTimeout: time.Duration(cfg.OpTimeout), clock: o.Clock, log: o.Logger,
+		cfg: cfg, tolerance: time.Duration(cfg.TimeSkewToleranceMS) * time.Millisecond,
+		policy: policy.Static{
+			Mode: mode, ProduceHybrid: cfg.PQProduceHybrid, RolloutPercent: cfg.PQRolloutPercent, GraceUntil: cfg.PQLegacyGraceUntil.Time,
+		},
+		time:      trustedtime.New(trustedtime.Options{Clock: clockFunc(o.Clock)}),
+		opTimeout: time.Duration(cfg.OpTimeout), clock: o.Clock, log: o.Logger,
 		metrics: metrics.New(), keys: newKeyIndex(), lane: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
+	k.metrics.Migration(k.policy.Phase(), mode.String(), cfg.PQRolloutPercent)
 	if len(cfg.AllowedAlgs) > 0 {
 		k.allowed = make(map[string]bool)
 		for _, name := range cfg.AllowedAlgs {
@@ -106,7 +119,7 @@ func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
 			k.allowed[a.Name()] = true
 		}
 	}
-	if err := k.open(ctx, o); err != nil {
+	if err := k.start(ctx, o); err != nil {
 		k.release()
 		return nil, openError(err)
 	}
@@ -114,7 +127,16 @@ func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
 	return k, nil
 }
 
-func (k *KMS) open(ctx context.Context, o Options) error {
+// selfTest runs the known answers of every algorithm once a process.
+var selfTest = sync.OnceValue(alg.SelfTest)
+
+// clockFunc is a clock that is a function.
+type clockFunc func() time.Time
+
+// Now implements [trustedtime.Clock].
+func (f clockFunc) Now() time.Time { return f() }
+
+func (k *KMS) start(ctx context.Context, o Options) error {
 	backend, err := openBackend(k.cfg, o)
 	if err != nil {
 		return err
@@ -130,7 +152,7 @@ func (k *KMS) open(ctx context.Context, o Options) error {
 			return err
 		}
 	} else {
-		seal, err := backend.Derive(labelTokens, 32)
+		seal, err := backend.StoreKey(labelTokens, 32)
 		if err != nil {
 			return err
 		}
@@ -149,7 +171,12 @@ func (k *KMS) open(ctx context.Context, o Options) error {
 		k.tampered(damage)
 	}
 	for kid, r := range found.keys {
-		if err := k.publish(kid, r); err != nil {
+		err := k.publish(kid, r)
+		if api.HasReason(err, api.ReasonUnsupported) {
+			k.log.Warn("a stored key is of an algorithm that this build does not have; it cannot be used", "alg", kid.Alg)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -158,7 +185,7 @@ func (k *KMS) open(ctx context.Context, o Options) error {
 
 func openBackend(cfg *config.Config, o Options) (backends.Backend, error) {
 	if cfg.IsAmnesia() {
-		return inmem.Open(cfg.ArenaSize)
+		return inmem.Open(cfg.ArenaSize, secret.Options{ReseedInterval: cfg.RNGReseedIntervalOps})
 	}
 	read := o.Passphrase
 	if read == nil {
@@ -169,7 +196,7 @@ func openBackend(cfg *config.Config, o Options) (backends.Backend, error) {
 		return nil, api.WrapError(api.ReasonPassphrase, "the passphrase could not be read", err)
 	}
 	defer secret.Wipe(passphrase)
-	return file.Open(cfg.Dir, passphrase, cfg.ArenaSize)
+	return file.Open(cfg.Dir, passphrase, cfg.ArenaSize, secret.Options{ReseedInterval: cfg.RNGReseedIntervalOps})
 }
 
 // openError turns what opening a store can fail with into the table's terms.
@@ -196,7 +223,7 @@ func openError(err error) error {
 
 // publish makes a stored key usable.
 func (k *KMS) publish(kid api.KID, r *keyRecord) error {
-	parsed, err := newKey(kid, r, k.clock())
+	parsed, err := newKey(kid, r, k.clock(), k.keys.get(kid))
 	if err != nil {
 		return err
 	}
@@ -245,12 +272,33 @@ func (k *KMS) writable() error {
 	if err := k.audit.Err(); err != nil {
 		return api.WrapError(api.ReasonAuditWrite, "the audit log cannot be written; only verify is available", err)
 	}
+	if err := k.time.Floor(time.Time{}, k.tolerance); err != nil {
+		return api.WrapError(api.ReasonClock, "the clock is behind the audit log; only verify is available", err)
+	}
 	return nil
 }
 
-// append makes records durable.
-func (k *KMS) append(ctx context.Context, r *audit.Record) (*api.Receipt, error) {
-	receipts, err := k.audit.Append(ctx, r)
+// within checks that now is inside a window, widened by the tolerance.
+func (k *KMS) within(v *api.Validity) error {
+	if v == nil {
+		return nil
+	}
+	var notBefore, notAfter *int64
+	if v.NotBeforeMS != 0 {
+		notBefore = &v.NotBeforeMS
+	}
+	if v.NotAfterMS != 0 {
+		notAfter = &v.NotAfterMS
+	}
+	if err := k.time.Check(notBefore, notAfter, k.tolerance); err != nil {
+		return api.WrapError(api.ReasonTimeSkew, "now is outside the validity window, tolerance included", err)
+	}
+	return nil
+}
+
+// append makes records durable, all in one commit.
+func (k *KMS) append(ctx context.Context, records ...*audit.Record) ([]*api.Receipt, error) {
+	got, err := k.audit.Append(ctx, records...)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, timeout(err)
@@ -260,8 +308,13 @@ func (k *KMS) append(ctx context.Context, r *audit.Record) (*api.Receipt, error)
 		}
 		return nil, k.failed(api.ReasonAuditWrite, err)
 	}
-	at := receipts[0]
-	return &api.Receipt{LogIndex: at.Index, KeySeq: at.KeySeq, CheckpointSize: at.CheckpointSize}, nil
+	receipts := make([]*api.Receipt, len(got))
+	for i, r := range got {
+		receipts[i] = &api.Receipt{LogIndex: r.Index, KeySeq: r.KeySeq, CheckpointSize: r.CheckpointSize}
+	}
+	// Time does not run back: what is on record is the least that now can be.
+	_ = k.time.Floor(records[len(records)-1].Time, k.tolerance) // writable asks
+	return receipts, nil
 }
 
 // offer hands a record over without waiting.
@@ -406,11 +459,11 @@ func (k *KMS) Close() error {
 func (k *KMS) release() error {
 	var errs []error
 	if k.audit != nil {
-		err := k.audit.Close()
-		if err == nil && k.failure.Load() == nil {
-			err = k.noteLogSize(context.Background())
+		errs = append(errs, k.audit.Close())
+		// A store that is evidence stays as it was found.
+		if e := k.failure.Load(); e == nil || e.Code != api.CodeAuditIntegrity {
+			errs = append(errs, k.noteLog(context.Background(), k.audit.Lost()))
 		}
-		errs = append(errs, err)
 	}
 	if k.tokens != nil {
 		k.tokens.Close()

@@ -4,12 +4,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"time"
+
+	"lukechampine.com/blake3"
 
 	"github.com/rustyonions/ron-kms/audit"
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
+	"github.com/rustyonions/ron-kms/core/policy"
 )
 
 // Do performs one request for a session and returns the verb's response. It is
@@ -69,8 +73,9 @@ type call struct {
 	// Filled as the call goes on, for its record.
 	target  api.Target
 	permit  capability.Permit
-	intent  uint64 // audit index of the intent, +1; 0 if there is none
-	settled bool   // the intent's fate is known and must be recorded
+	hash    [32]byte // of the request, once computed
+	intent  uint64   // audit index of the intent, +1; 0 if there is none
+	settled bool     // the intent's fate is known and must be recorded
 }
 
 type (
@@ -78,7 +83,7 @@ type (
 	admitted struct{ *call }
 	decided  struct {
 		*call
-		mode alg.Mode // the server's demand; keys and requests may tighten it
+		policy policy.Static
 	}
 	executed struct {
 		*call
@@ -93,10 +98,28 @@ type (
 // outcome is what a verb did.
 type outcome struct {
 	response any
-	kid      api.KID       // key and version concerned; zero for list
-	result   string        // for the record; "ok" if empty
-	class    string        // attestation class, if a private key was used
-	receipt  **api.Receipt // where the response wants its receipt; nil records without waiting
+	entries  []entry // one record each
+	// receipts puts the receipts of the entries into the response. If nil, the
+	// records are handed over without waiting.
+	receipts func([]*api.Receipt)
+}
+
+// entry is one operation on one key, for the audit log.
+type entry struct {
+	kid       api.KID  // key and version; zero if none is concerned
+	result    string   // "ok" if empty
+	class     string   // attestation class, if a private key was used
+	inputHash [32]byte // of the request if zero
+	detail    string
+}
+
+// resultUsed is the result of the record about a further key version that an
+// operation used, so that counting "ok" counts operations.
+const resultUsed = "used"
+
+// rule is the policy for one key; keys and requests may tighten it.
+func (d *decided) rule(kid api.KID) policy.Decision {
+	return d.policy.Decide(kid.Tenant, kid.Purpose, d.start)
 }
 
 // authorize clears the capability for what the request names, before anything
@@ -115,6 +138,8 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 	c.target = target
 	r := capability.Request{Scopes: c.verb.Scopes, Tenant: target.Tenant, Purpose: target.Purpose, Now: c.start}
 	switch {
+	case len(target.Keys) > 0:
+		return k.authorizeSet(c, r)
 	case !target.Key.IsZero():
 		r.KID = target.Key.String()
 	case c.verb.Name == "create":
@@ -133,6 +158,33 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 		return cleared{}, refusal(err, c.verb)
 	}
 	c.permit = permit
+	if derive, ok := c.req.(*api.DeriveRequest); ok {
+		// The child is a new key: who may not make it may not derive it.
+		r.KID = target.Tenant + "/" + target.Purpose
+		if a, ok := alg.Lookup(derive.Alg); ok {
+			r.KID += "/" + a.Name()
+		}
+		if _, err := c.session.grant.Clear(r); err != nil {
+			return cleared{}, refusal(err, c.verb)
+		}
+	}
+	return cleared{c}, nil
+}
+
+// authorizeSet clears a request about several keys once for each.
+func (k *KMS) authorizeSet(c *call, r capability.Request) (cleared, error) {
+	if k.cfg.VerifyScopeEnforce && c.verb.Name != "sign" {
+		r.Scopes = r.Scopes[:1]
+	}
+	for _, kid := range c.target.Keys {
+		r.KID, r.Purpose = kid.String(), kid.Purpose
+		permit, err := c.session.grant.Clear(r)
+		if err != nil {
+			c.permit = capability.Permit{}
+			return cleared{}, refusal(err, c.verb)
+		}
+		c.permit = permit
+	}
 	return cleared{c}, nil
 }
 
@@ -168,7 +220,7 @@ func (k *KMS) admit(ctx context.Context, c cleared) (admitted, error) {
 	}
 	// Verify and reads go on without a log or a healthy store; whatever uses
 	// or changes a private key does not.
-	if c.verb.Mutates || c.verb.Name == "sign" {
+	if c.verb.Mutates || c.verb.Private {
 		if err := k.writable(); err != nil {
 			return admitted{}, err
 		}
@@ -178,7 +230,7 @@ func (k *KMS) admit(ctx context.Context, c cleared) (admitted, error) {
 
 // decide finds the policy that holds for this call.
 func (k *KMS) decide(c admitted) (decided, error) {
-	return decided{call: c.call, mode: k.mode}, nil
+	return decided{call: c.call, policy: k.policy}, nil
 }
 
 // execute runs the verb: the one place from which a backend is called.
@@ -190,31 +242,27 @@ func (k *KMS) execute(ctx context.Context, d decided) (executed, error) {
 	return executed{d.call, out}, nil
 }
 
-// record writes the operation's audit record. Where the response carries a
-// receipt, the record is durable before the result goes on; else it is handed
-// over without waiting, so that verify never depends on the log.
+// record writes the operation's audit records, all in one commit. Where the
+// response carries receipts, they are durable before the result goes on; else
+// they are handed over without waiting, so that verify never depends on the log.
 func (k *KMS) record(ctx context.Context, e executed) (recorded, error) {
-	if e.result == "" {
-		e.result = "ok"
+	records := make([]*audit.Record, len(e.entries))
+	for i, entry := range e.entries {
+		records[i] = k.newRecord(e.call, audit.KindOperation, entry)
 	}
-	r := k.newRecord(e.call, audit.KindOperation, e.kid, e.result)
-	r.Attestation = e.class
-	if e.kid.IsZero() && !e.target.Key.IsZero() {
-		// A verify about a key that there is not: its name stays on record,
-		// outside of any key's sequence.
-		r.Detail = []byte(e.target.Key.String())
-	}
-	if e.receipt == nil {
-		k.offer(r)
+	if e.receipts == nil {
+		for _, r := range records {
+			k.offer(r)
+		}
 		return recorded{e.call, e.response}, nil
 	}
 	// The effect exists already: a caller that gave up must not leave it
 	// without a record.
-	receipt, err := k.append(context.WithoutCancel(ctx), r)
+	receipts, err := k.append(context.WithoutCancel(ctx), records...)
 	if err != nil {
 		return recorded{}, err
 	}
-	*e.receipt = receipt
+	e.receipts(receipts)
 	return recorded{e.call, e.response}, nil
 }
 
@@ -239,13 +287,16 @@ func (k *KMS) refuse(ctx context.Context, c *call, err error) error {
 	if e.Status == api.StatusDenied || e.Status == api.StatusUnauthenticated {
 		kind = audit.KindDenied
 	}
-	r := k.newRecord(c, kind, c.target.Key, string(e.Code))
-	if r.Key != "" && (!c.permit.Valid() || k.keys.get(c.target.Key) == nil) {
+	about := entry{kid: c.target.Key, result: string(e.Code)}
+	if !about.kid.IsZero() && (!c.permit.Valid() || k.keys.get(about.kid) == nil) {
 		// Neither a stranger to the tenant nor a made-up kid may move or make
 		// a key's counter: the name stays, outside the sequence.
-		r.Detail = []byte(c.target.Key.String())
-		r.Key, r.KeyVersion, r.Alg = "", 0, ""
+		about.kid, about.detail = api.KID{}, about.kid.String()
 	}
+	if len(c.target.Keys) > 0 {
+		about.detail = strings.Join(names(c.target.Keys), " ")
+	}
+	r := k.newRecord(c, kind, about)
 	if c.intent != 0 && c.settled {
 		// The intent's end must be on record before the caller learns it.
 		if _, err := k.append(context.WithoutCancel(ctx), r); err != nil {
@@ -260,34 +311,63 @@ func (k *KMS) refuse(ctx context.Context, c *call, err error) error {
 }
 
 // newRecord fills in what every record of a call has.
-func (k *KMS) newRecord(c *call, kind audit.Kind, kid api.KID, result string) *audit.Record {
+func (k *KMS) newRecord(c *call, kind audit.Kind, e entry) *audit.Record {
 	r := &audit.Record{
 		Kind: kind, Time: k.clock(), Op: c.verb.Name, OpID: c.target.OpID,
 		Tenant: c.target.Tenant, Purpose: c.target.Purpose,
-		InputHash: inputHash(c.req), Result: result, Actor: c.session.grant.ID(),
-		Ref: c.intent,
+		InputHash: e.inputHash, Result: e.result, Actor: c.session.grant.ID(),
+		Attestation: e.class, Ref: c.intent,
 	}
-	if !kid.IsZero() {
-		r.Key, r.KeyVersion, r.Alg, r.Purpose = kid.Base().String(), kid.Version, kid.Alg, kid.Purpose
+	if e.detail != "" {
+		r.Detail = []byte(e.detail)
+	}
+	if e.result == resultUsed {
+		r.Ref = 0 // the intent has one answer, and this is not it
+	}
+	if r.Result == "" && kind == audit.KindOperation {
+		r.Result = "ok"
+	}
+	if r.InputHash == [32]byte{} {
+		if c.hash == [32]byte{} {
+			c.hash = inputHash(c.req)
+		}
+		r.InputHash = c.hash
+	}
+	if !e.kid.IsZero() {
+		r.Key, r.KeyVersion, r.Alg, r.Purpose = e.kid.Base().String(), e.kid.Version, e.kid.Alg, e.kid.Purpose
 	}
 	return r
 }
 
 // inputHash says what was asked without repeating it: the payload's own digest
-// where there is one, else the hash of the canonical request.
+// where there is one, else the hash of the canonical request. Requests that
+// hold a data key are hashed without it: a hash of something guessable tells
+// it.
 func inputHash(req api.Request) [32]byte {
-	digest := ""
 	switch r := req.(type) {
 	case *api.SignRequest:
-		digest = r.PayloadB3
+		return itemHash(r.PayloadB3, r.PayloadB64)
 	case *api.VerifyRequest:
-		digest = r.PayloadB3
-	}
-	if digest != "" {
-		d, _ := api.ParseDigest(digest) // Target has checked it
-		return d
+		return itemHash(r.PayloadB3, r.PayloadB64)
+	case *api.WrapRequest:
+		public := *r
+		public.PlaintextKeyB64 = ""
+		return requestHash(&public)
 	}
 	return requestHash(req)
+}
+
+// itemHash is the digest of a payload, whichever form it came in.
+func itemHash(b3, raw string) [32]byte {
+	if b3 != "" {
+		d, _ := api.ParseDigest(b3) // zero if it is none
+		return d
+	}
+	b, err := api.ParseBase64(raw)
+	if err != nil || raw == "" {
+		return [32]byte{}
+	}
+	return blake3.Sum256(b)
 }
 
 // requestHash is SHA-256 over the request's deterministic JSON.

@@ -16,6 +16,7 @@ import (
 	"github.com/rustyonions/ron-kms/backends/file"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/config"
+	"github.com/rustyonions/ron-kms/core/secret"
 )
 
 // InitOptions are the choices of a new store.
@@ -84,7 +85,7 @@ func fill(ctx context.Context, cfg *config.Config, dir string, passphrase []byte
 	if err := file.Create(dir, passphrase, o.WorkFactor); err != nil {
 		return nil, err
 	}
-	b, err := file.Open(dir, passphrase, cfg.ArenaSize)
+	b, err := file.Open(dir, passphrase, cfg.ArenaSize, secret.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +126,7 @@ func bootstrap(ctx context.Context, v *vault) error {
 	if err != nil {
 		return fmt.Errorf("attestation key: %w", err)
 	}
-	seal, err := v.Derive(labelSystem, 32)
+	seal, err := v.StoreKey(labelSystem, 32)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 type key struct {
 	kid      api.KID // without version
 	alg      *alg.Alg
+	scheme   alg.Scheme
 	mode     alg.Mode // the key's own demand
 	record   *keyRecord
 	versions map[uint32]*version
@@ -26,6 +28,7 @@ type key struct {
 
 type version struct {
 	state  api.State
+	suite  *alg.Alg // all tracks together; bound into every preimage
 	tracks []track
 }
 
@@ -39,7 +42,9 @@ type track struct {
 
 // newKey parses a record. Errors mean that the record does not make sense,
 // which for an authentic record is a fault of ours or an older allow-list.
-func newKey(kid api.KID, r *keyRecord, now time.Time) (*key, error) {
+//
+// What prev, an earlier state of the same key, has parsed is used again.
+func newKey(kid api.KID, r *keyRecord, now time.Time, prev *key) (*key, error) {
 	a, ok := alg.Lookup(kid.Alg)
 	if !ok {
 		return nil, api.NewError(api.ReasonUnsupported, "the key's algorithm is not on the allow-list")
@@ -48,20 +53,22 @@ func newKey(kid api.KID, r *keyRecord, now time.Time) (*key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key record: %w", err)
 	}
-	k := &key{kid: kid, alg: a, mode: mode, record: r, versions: make(map[uint32]*version, len(r.Versions)), loadedAt: now}
+	k := &key{kid: kid, alg: a, scheme: alg.Scheme(r.Scheme), mode: mode, record: r, versions: make(map[uint32]*version, len(r.Versions)), loadedAt: now}
 	k.public = api.Key{
 		KID: kid.At(r.Head).String(), Alg: a.Name(), Scheme: r.Scheme, State: r.State, Head: r.Head, Policy: r.Policy,
+		Parent:   r.Parent,
 		Versions: make([]api.KeyVersion, 0, len(r.Versions)),
 	}
 	for _, vr := range r.Versions {
-		v := &version{state: vr.State}
-		pv := api.KeyVersion{KID: kid.At(vr.N).String(), Version: vr.N, State: vr.State, CreatedAt: vr.CreatedAt}
+		suite, err := suiteOf(a, vr.Tracks)
+		if err != nil {
+			return nil, err
+		}
+		v := &version{state: vr.State, suite: suite}
+		pv := api.KeyVersion{KID: kid.At(vr.N).String(), Version: vr.N, State: vr.State, CreatedAt: vr.CreatedAt, Suite: suite.Name()}
 		for _, tr := range vr.Tracks {
-			row := trackOf(a, tr.Alg)
-			if row == nil {
-				return nil, fmt.Errorf("key record: track is not of algorithm %s", a.Name())
-			}
-			public, err := row.ParsePublic(tr.Public)
+			row, _ := alg.LookupTrack(tr.Alg) // suiteOf has found it
+			public, err := prev.parsed(vr.N, row, tr.Public)
 			if err != nil {
 				return nil, fmt.Errorf("key record: %w", err)
 			}
@@ -69,7 +76,9 @@ func newKey(kid api.KID, r *keyRecord, now time.Time) (*key, error) {
 				Track: row, ref: backends.Ref{KID: kid.At(vr.N), Track: tr.Alg},
 				class: tr.Class, public: public, sealed: tr.Sealed,
 			})
-			pv.Public = append(pv.Public, api.PublicKey{Alg: tr.Alg, PubkeyB64: api.FormatBase64(tr.Public)})
+			if len(tr.Public) > 0 { // a secret key has no public part
+				pv.Public = append(pv.Public, api.PublicKey{Alg: tr.Alg, PubkeyB64: api.FormatBase64(tr.Public)})
+			}
 			pv.AttestationClass = tr.Class
 		}
 		k.versions[vr.N] = v
@@ -84,13 +93,50 @@ func newKey(kid api.KID, r *keyRecord, now time.Time) (*key, error) {
 // signs reports whether the key can sign: its head may be destroyed alone.
 func (k *key) signs() bool { return k.versions[k.record.Head].state == api.StateActive }
 
-func trackOf(a *alg.Alg, name string) *alg.Track {
-	for _, t := range a.Tracks() {
-		if t.Name() == name {
-			return t
+// parsed is the public key of one track, parsed now or by an earlier state c.
+func (c *key) parsed(n uint32, row *alg.Track, public []byte) (alg.Public, error) {
+	if c != nil && c.versions[n] != nil {
+		if t := c.versions[n].track(row.Name()); t != nil && bytes.Equal(t.public.Bytes(), public) {
+			return t.public, nil
 		}
 	}
-	return nil
+	return row.ParsePublic(public)
+}
+
+// only gives the description of a key with one of its versions.
+func only(k api.Key, n uint32) api.Key {
+	for _, v := range k.Versions {
+		if v.Version == n {
+			k.Versions = []api.KeyVersion{v}
+			return k
+		}
+	}
+	k.Versions = nil
+	return k
+}
+
+// suiteOf is the algorithm that a version's tracks make together: the key's
+// own, or for a classical key with a companion track the hybrid of both.
+func suiteOf(a *alg.Alg, tracks []trackRecord) (*alg.Alg, error) {
+	names := make([]string, len(tracks))
+	for i, t := range tracks {
+		names[i] = t.Alg
+	}
+	own := a.Tracks()
+	if len(names) >= len(own) {
+		for i, t := range own {
+			if names[i] != t.Name() {
+				return nil, fmt.Errorf("key record: tracks are not of algorithm %s", a.Name())
+			}
+		}
+		if len(names) == len(own) {
+			return a, nil
+		}
+		if suite, ok := alg.Lookup(strings.Join(names, "+")); ok && len(suite.Tracks()) == len(names) {
+			return suite, nil
+		}
+	}
+	return nil, api.NewError(api.ReasonUnsupported, "the key's tracks are not on the allow-list")
 }
 
 // track finds a track of one version by name.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/rustyonions/ron-kms/core"
+	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	. "github.com/rustyonions/ron-kms/core/coretest"
 )
@@ -311,43 +312,89 @@ func TestKeysGauge(t *testing.T) {
 }
 
 // KMS_ALLOWED_ALGS narrows what a store can do, also for keys that are there
-// already..
+// already: an algorithm that was taken off the list makes, opens and verifies
+// nothing, and its keys can still be seen and destroyed..
 func TestAllowedAlgs(t *testing.T) {
 	t.Parallel()
 	cfg, _, k := store(t)
 	s := Session(t, k, "acme")
-	ed, hybrid := Create(t, k, s, "ed25519").KID, Create(t, k, s, "hybrid").KID
-	edSig, hybridSig := Sign(t, k, s, ed, Digest(1)), Sign(t, k, s, hybrid, Digest(1))
-	k.Close()
-	narrow := *cfg
-	narrow.AllowedAlgs = []string{"hybrid"} // aliases are names too
-	k = Open(t, &narrow, core.Options{})
-	s = Session(t, k, "acme")
-	if !Verify(t, k, s, Digest(1), hybridSig.Sigs).OK {
-		t.Error("an allowed algorithm does not verify")
-	}
-	Sign(t, k, s, hybrid, Digest(2))
-	for name, call := range map[string]func() error{
-		"create": func() error {
-			_, err := Do[api.CreateResponse](k, s, "create", &api.CreateRequest{OpID: uuid.NewString(), Tenant: "acme", Purpose: "test", Alg: "ed25519"})
-			return err
-		},
-		"sign": func() error {
-			_, err := Do[api.SignResponse](k, s, "sign", &api.SignRequest{KID: ed, PayloadB3: Digest(1)})
-			return err
-		},
-		"rotate": func() error {
-			_, err := Do[api.RotateResponse](k, s, "rotate", &api.RotateRequest{OpID: uuid.NewString(), KID: ed})
-			return err
-		},
-		"verify": func() error {
-			_, err := Do[api.VerifyResponse](k, s, "verify", &api.VerifyRequest{PayloadB3: Digest(1), Sigs: edSig.Sigs})
-			return err
-		},
-	} {
-		if err := call(); Code(err) != api.CodeUnsupported {
-			t.Errorf("%s with an algorithm that is not allowed: %v, want Unsupported", name, err)
+	kids := make(map[string]string)
+	sigs := make(map[string][]api.Signature)
+	envelopes := make(map[string]string)
+	for _, a := range alg.All() {
+		kid := Create(t, k, s, a.Name()).KID
+		kids[a.Name()] = kid
+		switch {
+		case a.Allows(alg.OpSign):
+			sigs[a.Name()] = Sign(t, k, s, kid, Digest(1)).Sigs
+		case a.Allows(alg.OpWrap):
+			envelopes[a.Name()] = Wrap(t, k, s, kid, 32).WrappedB64
 		}
+	}
+	child := Derive(t, k, s, kids["hkdf-sha256"], "ctx", "ed25519").KID
+	k.Close()
+	for _, a := range alg.All() { // each taken off in turn
+		narrow := *cfg
+		for _, b := range alg.All() {
+			if b == a {
+				continue
+			}
+			name := b.Name()
+			if name == "ed25519+ml-dsa-65" {
+				name = "hybrid" // aliases are names too
+			}
+			narrow.AllowedAlgs = append(narrow.AllowedAlgs, name)
+		}
+		k = Open(t, &narrow, core.Options{})
+		s = Session(t, k, "acme")
+		for name, kid := range kids {
+			want := api.Code("")
+			if name == a.Name() {
+				want = api.CodeUnsupported
+			}
+			requests := map[string]api.Request{
+				"create": &api.CreateRequest{OpID: uuid.NewString(), Tenant: "acme", Purpose: "test", Alg: name},
+				"get":    &api.GetRequest{KID: kid},
+			}
+			if want != "" { // only refused: it would move the others' heads
+				requests["rotate"] = &api.RotateRequest{OpID: uuid.NewString(), KID: kid}
+			}
+			switch b, _ := alg.Lookup(name); b.Kind() {
+			case alg.KindSign:
+				requests["sign"] = &api.SignRequest{KID: kid, PayloadB3: Digest(1)}
+				requests["sign_batch"] = &api.SignBatchRequest{KID: kid, Items: []api.SignItem{{PayloadB3: Digest(1)}}}
+				requests["verify"] = &api.VerifyRequest{PayloadB3: Digest(1), Sigs: sigs[name]}
+			case alg.KindKDF:
+				requests["derive"] = &api.DeriveRequest{OpID: uuid.NewString(), KID: kid, Context: "other", Alg: "aes-256-gcm"}
+				if a.Name() == "aes-256-gcm" {
+					requests["derive"] = &api.DeriveRequest{OpID: uuid.NewString(), KID: kid, Context: "third", Alg: "x25519"}
+				}
+			default:
+				requests["wrap"] = &api.WrapRequest{KID: kid, Size: 32}
+				requests["unwrap"] = &api.UnwrapRequest{KID: kid, WrappedB64: envelopes[name]}
+				requests["rewrap"] = &api.RewrapRequest{KID: kid, WrappedB64: envelopes[name]}
+			}
+			for verb, req := range requests {
+				want := want
+				if verb == "get" {
+					want = ""
+				}
+				v, _ := core.VerbNamed(verb)
+				if r, err := k.Do(context.Background(), s, v, req); Code(err) != want || want != "" && r != nil {
+					t.Errorf("without %s: %s of %s: %v, want %q", a.Name(), verb, name, err, want)
+				}
+			}
+		}
+		if _, err := Do[api.DeriveResponse](k, s, "derive", &api.DeriveRequest{OpID: uuid.NewString(), KID: kids["hkdf-sha256"], Context: "new", Alg: a.Name()}); Code(err) != api.CodeUnsupported {
+			t.Errorf("derive a child of %s: %v, want Unsupported", a.Name(), err)
+		}
+		if a.Name() == "ed25519" {
+			if _, err := Do[api.SignResponse](k, s, "sign", &api.SignRequest{KID: child, PayloadB3: Digest(1)}); Code(err) != api.CodeUnsupported {
+				t.Errorf("sign with a child of an algorithm that is not allowed: %v", err)
+			}
+			Destroy(t, k, s, Base(child))
+		}
+		k.Close()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -15,10 +16,14 @@ import (
 	"github.com/rustyonions/ron-kms/core/api"
 )
 
+// maxVersions bounds the versions of one key, and so what a rotation costs.
+const maxVersions = 1024
+
 // change is a mutation worked out but not done: what to store, what to answer,
 // and which private parts to forget afterwards.
 type change struct {
 	kid      api.KID // with the version concerned, if one is
+	parent   api.KID // the key version that was used, if it is another
 	record   *keyRecord
 	response func(public api.Key) any
 	forget   []backends.Ref
@@ -41,29 +46,37 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	name := opName(d.target.Tenant, d.verb.Name, d.target.OpID)
 	if kid, found, err := k.replayed(ctx, name, hash, response); err != nil || found {
 		*replayed = found
-		return outcome{response: response, kid: kid, receipt: receipt, result: "ok"}, err
+		out := mutated(response, kid, "", receipt)
+		out.entries[0].detail = "replayed"
+		return out, err
 	}
 	ch, err := plan()
 	if err != nil {
 		return outcome{}, err
 	}
 
-	intent := k.newRecord(d.call, audit.KindIntent, ch.kid, "")
-	at, err := k.append(ctx, intent)
+	intent := k.newRecord(d.call, audit.KindIntent, entry{kid: ch.kid})
+	receipts, err := k.append(ctx, intent)
 	if err != nil {
 		return outcome{}, err
 	}
+	at := receipts[0]
 	// From here on the caller's patience no longer counts: the effect must be
 	// whole.
 	ctx = context.WithoutCancel(ctx)
 	d.intent = at.LogIndex + 1
 	ch.record.Intent = at.LogIndex
-	next, err := newKey(ch.kid.Base(), ch.record, k.clock())
+	next, err := newKey(ch.kid.Base(), ch.record, k.clock(), k.keys.get(ch.kid))
 	if err != nil {
 		d.settled = true
 		return outcome{}, err
 	}
-	answer, err := json.Marshal(ch.response(next.public), json.Deterministic(true))
+	// The stored answer must not grow with the key's age.
+	shown := ch.kid.Version
+	if shown == 0 {
+		shown = ch.record.Head
+	}
+	answer, err := json.Marshal(ch.response(only(next.public, shown)), json.Deterministic(true))
 	if err != nil {
 		d.settled = true
 		return outcome{}, err
@@ -85,7 +98,19 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	if err := json.Unmarshal(answer, response); err != nil {
 		return outcome{}, err
 	}
-	return outcome{response: response, kid: ch.kid, receipt: receipt, class: classOf(next, ch.kid.Version)}, nil
+	out := mutated(response, ch.kid, classOf(next, ch.kid.Version), receipt)
+	if !ch.parent.IsZero() {
+		out.entries = append(out.entries, entry{kid: ch.parent, result: resultUsed, class: out.entries[0].class, detail: ch.kid.String()})
+	}
+	return out, nil
+}
+
+// mutated is the outcome of a mutation.
+func mutated(response any, kid api.KID, class string, receipt **api.Receipt) outcome {
+	return outcome{
+		response: response, entries: []entry{{kid: kid, class: class}},
+		receipts: func(r []*api.Receipt) { *receipt = r[0] },
+	}
 }
 
 func classOf(k *key, n uint32) string {
@@ -128,27 +153,36 @@ func (k *KMS) replayed(ctx context.Context, name string, hash [32]byte, response
 func (k *KMS) create(ctx context.Context, d *decided) (outcome, error) {
 	req := d.req.(*api.CreateRequest)
 	resp := new(api.CreateResponse)
-	a, err := k.lookupAlg(req.Alg)
-	if err != nil {
-		return outcome{}, err
-	}
-	policy, mode, err := creationPolicy(a, req.Policy)
-	if err != nil {
-		return outcome{}, err
-	}
-	if err := demand(d.mode.Tighten(mode), a.Tracks()); err != nil {
-		return outcome{}, err
-	}
 	return k.mutate(ctx, d, resp, &resp.Receipt, &resp.Replayed, func() (*change, error) {
+		a, err := k.lookupAlg(req.Alg)
+		if err != nil {
+			return nil, err
+		}
+		scheme := req.Scheme
+		if scheme == "" {
+			scheme = api.SchemeV1
+		}
+		if scheme != api.SchemeV1 && a.Kind() != alg.KindSign {
+			return nil, api.NewError(api.ReasonMalformed, "a scheme is for signing keys")
+		}
+		policy, mode, err := creationPolicy(a, scheme, req.Policy)
+		if err != nil {
+			return nil, err
+		}
+		rule := d.rule(api.KID{Tenant: req.Tenant, Purpose: req.Purpose})
+		suite, err := k.suiteFor(a, scheme, rule.ProduceHybrid || policy.ProduceHybrid, rule.Mode.Tighten(mode))
+		if err != nil {
+			return nil, err
+		}
 		kid := api.KID{Tenant: req.Tenant, Purpose: req.Purpose, Alg: a.Name(), ID: uuid.NewString(), Version: 1}
-		v, err := k.generate(ctx, a, kid)
+		v, err := k.generate(ctx, suite, kid)
 		if err != nil {
 			return nil, err
 		}
 		return &change{
 			kid: kid,
 			record: &keyRecord{
-				KID: kid.Base().String(), Scheme: api.SchemeV1, Policy: policy, State: api.StateActive, Head: 1,
+				KID: kid.Base().String(), Scheme: scheme, Policy: policy, State: api.StateActive, Head: 1,
 				Versions: []versionRecord{v},
 			},
 			response: func(public api.Key) any { return &api.CreateResponse{Key: public, KID: kid.String()} },
@@ -156,20 +190,65 @@ func (k *KMS) create(ctx context.Context, d *decided) (outcome, error) {
 	})
 }
 
-// creationPolicy fills in what the creator left open: a hybrid key demands
-// both of its tracks, any other key what it has.
-func creationPolicy(a *alg.Alg, given *api.KeyPolicy) (api.KeyPolicy, alg.Mode, error) {
+// creationPolicy fills in what the creator left open: a hybrid key, and one
+// that is to have a companion, demands both of its tracks, any other key what it
+// has. What could not be honoured is refused.
+func creationPolicy(a *alg.Alg, scheme api.Scheme, given *api.KeyPolicy) (api.KeyPolicy, alg.Mode, error) {
+	policy := api.KeyPolicy{}
+	if given != nil {
+		policy = *given
+		if given.Validity != nil {
+			validity := *given.Validity // the caller may use its request again
+			policy.Validity = &validity
+		}
+	}
+	if a.Kind() != alg.KindSign && (policy.VerifyMode != "" || policy.ProduceHybrid) {
+		return policy, 0, api.NewError(api.ReasonMalformed, "verify_mode and produce_hybrid are for signing keys")
+	}
+	hybrid := len(a.Tracks()) > 1
+	if policy.ProduceHybrid && !hybrid {
+		if scheme != api.SchemeV1 || a.WithCompanion() == a {
+			return policy, 0, api.NewError(api.ReasonUnsupported, "a key of this algorithm and scheme cannot have a companion track")
+		}
+		hybrid = true
+	}
 	mode := alg.ModeOr
-	if len(a.Tracks()) > 1 {
+	if hybrid {
 		mode = alg.ModeAnd
 	}
-	if given != nil && given.VerifyMode != "" {
+	if policy.VerifyMode != "" {
 		var err error
-		if mode, err = alg.ParseMode(given.VerifyMode); err != nil {
+		if mode, err = alg.ParseMode(policy.VerifyMode); err != nil {
 			return api.KeyPolicy{}, 0, api.NewError(api.ReasonMalformed, "verify_mode must be or, and, or pq_only")
 		}
 	}
-	return api.KeyPolicy{VerifyMode: mode.String()}, mode, nil
+	policy.VerifyMode = mode.String()
+	return policy, mode, nil
+}
+
+// suiteFor is the algorithm whose tracks a new version gets: with a companion
+// if policy produces hybrid signatures. The raw schemes cannot bind the suite,
+// so a half could be stripped: their keys stay as they are.
+//
+// It refuses a suite that is not allowed, and one that could not sign under
+// the mode: a version must not be made that nobody can use.
+func (k *KMS) suiteFor(a *alg.Alg, scheme api.Scheme, hybrid bool, mode alg.Mode) (*alg.Alg, error) {
+	if hybrid && scheme == api.SchemeV1 {
+		a = a.WithCompanion()
+	}
+	if _, err := k.lookupAlg(a.Name()); err != nil {
+		return nil, err
+	}
+	return a, demandOf(mode, a)
+}
+
+// demandOf checks that signatures of an algorithm would satisfy a mode; what
+// does not sign always does.
+func demandOf(mode alg.Mode, a *alg.Alg) error {
+	if a.Kind() != alg.KindSign {
+		return nil
+	}
+	return demand(mode, a.Tracks())
 }
 
 // demand checks that signatures by these tracks would satisfy a mode.
@@ -240,14 +319,15 @@ func custodyError(err error) error {
 	return api.WrapError(api.ReasonStore, "the backend is out of order", err)
 }
 
-// existing finds the key that a mutation is about, as it is now.
+// existing finds the key that a private operation is about, as it is now. What
+// is not on the allow-list is unsupported, be there such a key or not.
 func (k *KMS) existing(kid api.KID) (*key, error) {
+	if _, err := k.lookupAlg(kid.Alg); err != nil {
+		return nil, err
+	}
 	cur := k.keys.get(kid)
 	if cur == nil {
 		return nil, api.NewError(api.ReasonNotFound, "there is no such key")
-	}
-	if _, err := k.lookupAlg(cur.alg.Name()); err != nil {
-		return nil, err
 	}
 	return cur, nil
 }
@@ -265,15 +345,23 @@ func (k *KMS) rotate(ctx context.Context, d *decided) (outcome, error) {
 		if v := d.target.Key.Version; v != 0 && v != cur.record.Head {
 			return nil, api.NewError(api.ReasonStaleVersion, "that version is not the head any more")
 		}
-		if cur.record.Head == 1<<32-1 {
-			return nil, api.NewError(api.ReasonConflict, "the key has no more versions")
+		if len(cur.record.Versions) >= maxVersions {
+			return nil, api.NewError(api.ReasonVersions, "the key has as many versions as a key can have")
+		}
+		if cur.record.Parent != "" {
+			return nil, api.NewError(api.ReasonUnsupported, "a derived key has one version; rotate its parent and derive again")
 		}
 		kid := cur.kid.At(cur.record.Head + 1)
-		v, err := k.generate(ctx, cur.alg, kid)
+		rule := d.rule(kid)
+		suite, err := k.suiteFor(cur.alg, cur.record.Scheme, rule.ProduceHybrid || cur.record.Policy.ProduceHybrid, rule.Mode.Tighten(cur.mode))
 		if err != nil {
 			return nil, err
 		}
-		record, forget := cur.withoutPrivate(0, api.StateRetired)
+		v, err := k.generate(ctx, suite, kid)
+		if err != nil {
+			return nil, err
+		}
+		record, forget := cur.retired()
 		record.Head = v.N
 		record.Versions = append(record.Versions, v)
 		previous := cur.kid.At(cur.record.Head).String()
@@ -289,9 +377,10 @@ func (k *KMS) rotate(ctx context.Context, d *decided) (outcome, error) {
 func (k *KMS) destroy(ctx context.Context, d *decided) (outcome, error) {
 	resp := new(api.DestroyResponse)
 	return k.mutate(ctx, d, resp, &resp.Receipt, &resp.Replayed, func() (*change, error) {
-		cur, err := k.existing(d.target.Key)
-		if err != nil {
-			return nil, err
+		// Destroying is allowed for every key there is, on the list or not.
+		cur := k.keys.get(d.target.Key)
+		if cur == nil {
+			return nil, api.NewError(api.ReasonNotFound, "there is no such key")
 		}
 		n := d.target.Key.Version
 		if n != 0 && cur.versions[n] == nil {
@@ -307,6 +396,23 @@ func (k *KMS) destroy(ctx context.Context, d *decided) (outcome, error) {
 			response: func(public api.Key) any { return &api.DestroyResponse{Key: public, KID: kid.String()} },
 		}, nil
 	})
+}
+
+// retired copies the key's record with all versions retired. Signing and
+// deriving keys lose their private part; what unwraps keeps it, to open what
+// was wrapped before.
+func (c *key) retired() (*keyRecord, []backends.Ref) {
+	if !c.alg.Allows(alg.OpUnwrap) {
+		return c.withoutPrivate(0, api.StateRetired)
+	}
+	r := *c.record
+	r.Versions = slices.Clone(c.record.Versions)
+	for i := range r.Versions {
+		if r.Versions[i].State == api.StateActive {
+			r.Versions[i].State = api.StateRetired
+		}
+	}
+	return &r, nil
 }
 
 // withoutPrivate copies the key's record with the private part of version n

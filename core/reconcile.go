@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -72,17 +73,31 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 	if err := k.settle(ctx, pending); err != nil {
 		return err
 	}
-	return k.noteLogSize(ctx)
+	if lost := k.vault.head.Lost; lost > 0 {
+		if _, err := k.audit.Append(ctx, &audit.Record{Kind: audit.KindGap, Time: k.clock(), Count: lost}); err != nil {
+			return fmt.Errorf("audit: gap: %w", err)
+		}
+	}
+	return k.noteLog(ctx, 0)
 }
 
-// noteLogSize lets the store remember how long its log is, so that an older
-// log is noticed even if nothing but signatures came after it. It is done when
-// a store is opened and closed; every mutation does it too.
-func (k *KMS) noteLogSize(ctx context.Context) error {
+// noteLog lets the store remember how long its log is, so that an older log is
+// noticed even if nothing but signatures came after it, and how many records
+// the log still has to be told it lost. It is done when a store is opened and
+// closed; every mutation notes the length too.
+func (k *KMS) noteLog(ctx context.Context, lost uint64) error {
 	if k.cfg.IsAmnesia() {
 		return nil
 	}
-	if err := k.vault.commit(ctx, 0, k.audit.Size()); err != nil {
+	size := uint64(0)
+	if k.audit != nil {
+		size = k.audit.Size()
+	}
+	if lost > 0 {
+		lost += k.vault.head.Lost
+	}
+	k.vault.head.Lost = lost
+	if err := k.vault.commit(ctx, 0, size); err != nil {
 		return fmt.Errorf("head record: %w", err)
 	}
 	return nil
@@ -92,10 +107,14 @@ func (k *KMS) noteLogSize(ctx context.Context) error {
 // records there were before opening added its own.
 func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (log *audit.Log, mutations map[uint64]*mutation, size uint64, err error) {
 	mutations = make(map[uint64]*mutation)
+	var last time.Time
 	o := auditOptions(k.cfg, signer, frames, k.clock)
 	o.OnRecord = func(index uint64, r *audit.Record) error {
 		observe(mutations, index, r)
 		size = index + 1
+		if r.Time.After(last) { // records taken while the clock was behind are older
+			last = r.Time
+		}
 		return nil
 	}
 	o.OnFailure = func(err error) { k.failed(api.ReasonAuditWrite, err) }
@@ -103,6 +122,9 @@ func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (log *audit.L
 		log, err = audit.NewMemory(o)
 	} else {
 		log, err = audit.Open(auditDir(k.cfg.Dir), o)
+	}
+	if err == nil && !last.IsZero() {
+		_ = k.time.Floor(last, k.tolerance) // writable asks
 	}
 	return log, mutations, size, err
 }

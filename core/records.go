@@ -33,7 +33,8 @@ type keyRecord struct {
 	Policy   api.KeyPolicy   `json:"policy"`
 	State    api.State       `json:"state"`
 	Head     uint32          `json:"head"`
-	Intent   uint64          `json:"intent"` // audit index of the intent that this state answers
+	Parent   string          `json:"parent,omitempty"` // of a derived key
+	Intent   uint64          `json:"intent"`           // audit index of the intent that this state answers
 	Versions []versionRecord `json:"versions"`
 }
 
@@ -70,8 +71,9 @@ type systemRecord struct {
 type headRecord struct {
 	StoreID  string `json:"store_id"`
 	Revision uint64 `json:"revision"`
-	Intent   uint64 `json:"intent"`   // of the last mutation, +1; 0 if none yet
-	LogSize  uint64 `json:"log_size"` // records that the audit log had at least
+	Intent   uint64 `json:"intent"`        // of the last mutation, +1; 0 if none yet
+	LogSize  uint64 `json:"log_size"`      // records that the audit log had at least
+	Lost     uint64 `json:"lost,omitzero"` // records that the log could not take, and does not tell yet
 }
 
 // Labels of the keys that the store derives from its root key.
@@ -96,7 +98,7 @@ type vault struct {
 }
 
 func newVault(b backends.Backend) (*vault, error) {
-	mac, err := b.Derive(labelRecords, 32)
+	mac, err := b.StoreKey(labelRecords, 32)
 	if err != nil {
 		return nil, err
 	}

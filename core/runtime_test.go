@@ -199,7 +199,7 @@ func TestCanaries(t *testing.T) {
 
 // Rotations racing signatures: heads grow by one, every signature that left
 // verifies, and once a rotation has returned no later signature is by an older
-// version. R-041.
+// version..
 func TestRotateRacesSign(t *testing.T) {
 	t.Parallel()
 	_, _, k := store(t)
@@ -239,6 +239,60 @@ func TestRotateRacesSign(t *testing.T) {
 	}
 	done.Store(true)
 	wg.Wait()
+}
+
+// Rotations racing wraps, rewraps and unwraps: envelopes name versions that only
+// grow, none is older than a rotation that had returned, and all open. R-404.
+func TestRotateRacesWrap(t *testing.T) {
+	t.Parallel()
+	_, _, k := store(t)
+	s := Session(t, k, "acme")
+	for _, name := range []string{"aes-256-gcm", "x25519+ml-kem-768"} {
+		kid := Base(Create(t, k, s, name).KID)
+		var head atomic.Uint32 // of the last rotation that returned
+		head.Store(1)
+		var done atomic.Bool
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				last := uint32(0)
+				for i := 0; !done.Load() || i < 3; i++ {
+					least := head.Load()
+					w, err := Do[api.WrapResponse](k, s, "wrap", &api.WrapRequest{KID: kid, Size: 32})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					r, err := Do[api.RewrapResponse](k, s, "rewrap", &api.RewrapRequest{KID: kid, WrappedB64: w.WrappedB64})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					for _, by := range []string{w.KID, r.KID} {
+						id, err := api.ParseKID(by)
+						if err != nil || id.Version < least || id.Version < last {
+							t.Errorf("wrapped to version %d after a rotation to %d had returned", id.Version, max(least, last))
+						}
+						last = id.Version
+					}
+					for _, envelope := range []string{w.WrappedB64, r.WrappedB64} {
+						u, err := Do[api.UnwrapResponse](k, s, "unwrap", &api.UnwrapRequest{KID: kid, WrappedB64: envelope})
+						if err != nil || u.PlaintextKeyB64 != w.PlaintextKeyB64 {
+							t.Errorf("an envelope does not open: %v", err)
+						}
+					}
+				}
+			})
+		}
+		for n := uint32(2); n <= 12; n++ {
+			if got := Rotate(t, k, s, kid).Key.Head; got != n {
+				t.Errorf("rotated to %d, want %d", got, n)
+			}
+			head.Store(n)
+		}
+		done.Store(true)
+		wg.Wait()
+	}
 }
 
 // Destroying while signing: once destroy has returned nothing signs.

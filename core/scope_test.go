@@ -40,6 +40,18 @@ func request(verb, kid string) api.Request {
 		return &api.VerifyRequest{PayloadB3: Digest(1), Sigs: []api.Signature{
 			{KID: id.At(max(id.Version, 1)).String(), Alg: "ed25519", SignatureB64: api.FormatBase64(make([]byte, 64))},
 		}}
+	case "sign_batch":
+		return &api.SignBatchRequest{KID: id.Base().String(), Items: []api.SignItem{{PayloadB3: Digest(1)}, {PayloadB3: Digest(2)}}}
+	case "verify_batch":
+		return &api.VerifyBatchRequest{Items: []api.VerifyRequest{*request("verify", kid).(*api.VerifyRequest)}}
+	case "wrap":
+		return &api.WrapRequest{KID: id.Base().String(), Size: 32}
+	case "unwrap":
+		return &api.UnwrapRequest{KID: id.Base().String(), WrappedB64: "AAAA"}
+	case "rewrap":
+		return &api.RewrapRequest{KID: id.Base().String(), WrappedB64: "AAAA"}
+	case "derive":
+		return &api.DeriveRequest{OpID: uuid.NewString(), KID: id.Base().String(), Context: "ctx", Alg: "ed25519"}
 	case "export":
 		return &api.ExportRequest{KID: kid}
 	}
@@ -48,13 +60,30 @@ func request(verb, kid string) api.Request {
 
 // D-5, written out again and not taken from the table under test.
 var accepted = map[string][]string{
-	"create":  {"kms:create", "kms:rotate"},
-	"rotate":  {"kms:rotate"},
-	"destroy": {"kms:destroy"},
-	"get":     {"kms:read"},
-	"list":    {"kms:read"},
-	"sign":    {"kms:sign"},
-	"verify":  {"kms:verify", "kms:read"},
+	"create":       {"kms:create", "kms:rotate"},
+	"rotate":       {"kms:rotate"},
+	"destroy":      {"kms:destroy"},
+	"get":          {"kms:read"},
+	"list":         {"kms:read"},
+	"sign":         {"kms:sign"},
+	"sign_batch":   {"kms:sign"},
+	"verify":       {"kms:verify", "kms:read"},
+	"verify_batch": {"kms:verify", "kms:read"},
+	"wrap":         {"kms:wrap"},
+	"unwrap":       {"kms:unwrap"},
+	"rewrap":       {"kms:unwrap"},
+	"derive":       {"kms:derive"},
+}
+
+// algOf is an algorithm whose keys serve a verb.
+func algOf(verb string) string {
+	switch verb {
+	case "wrap", "unwrap", "rewrap":
+		return "aes-256-gcm"
+	case "derive":
+		return "hkdf-sha256"
+	}
+	return "ed25519"
 }
 
 // Every verb with every single scope: only those of D-5 pass, and export
@@ -67,8 +96,15 @@ func TestScopeMatrix(t *testing.T) {
 	for _, scope := range capability.ScopeList() {
 		s := Session(t, k, "acme", scope)
 		for _, verb := range core.Verbs() {
-			kid := Create(t, k, admin, "ed25519").KID
-			_, err := k.Do(context.Background(), s, verb, request(verb.Name, kid))
+			kid := Create(t, k, admin, algOf(verb.Name)).KID
+			req := request(verb.Name, kid)
+			switch r := req.(type) {
+			case *api.UnwrapRequest:
+				r.WrappedB64 = Wrap(t, k, admin, kid, 32).WrappedB64
+			case *api.RewrapRequest:
+				r.WrappedB64 = Wrap(t, k, admin, kid, 32).WrappedB64
+			}
+			_, err := k.Do(context.Background(), s, verb, req)
 			switch want, known := accepted[verb.Name]; {
 			case verb.Name == "export":
 				if e := api.AsError(err); e == nil || e.Code != api.CodeExportForbidden || e.HTTP != 403 {
@@ -88,8 +124,8 @@ func TestScopeMatrix(t *testing.T) {
 			}
 		}
 	}
-	if passes != 9 {
-		t.Errorf("%d pairs pass, want 9", passes)
+	if passes != 16 {
+		t.Errorf("%d pairs pass, want 16", passes)
 	}
 }
 
@@ -104,6 +140,9 @@ func TestVerifyScopeEnforce(t *testing.T) {
 	for scope, want := range map[string]api.Code{"kms:read": api.CodeNoCapability, "kms:verify": ""} {
 		if _, err := Do[api.VerifyResponse](k, Session(t, k, "acme", scope), "verify", request("verify", kid)); Code(err) != want {
 			t.Errorf("verify with %s: %v, want %q", scope, err, want)
+		}
+		if _, err := Do[api.VerifyBatchResponse](k, Session(t, k, "acme", scope), "verify_batch", request("verify_batch", kid)); Code(err) != want {
+			t.Errorf("verify_batch with %s: %v, want %q", scope, err, want)
 		}
 	}
 }

@@ -2,235 +2,352 @@ package core
 
 import (
 	"context"
+	"slices"
 
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 )
 
+// signItem is one statement that somebody wants signed.
+type signItem struct {
+	kid      api.KID // a version only if the caller named one
+	payload  payload
+	validity *api.Validity
+	track    string // "" for all that policy wants
+	mode     alg.Mode
+}
+
+// payload is what a statement is about, in the form the key's scheme takes.
+type payload struct{ b3, raw, context string }
+
 func (k *KMS) sign(ctx context.Context, d *decided) (outcome, error) {
 	req := d.req.(*api.SignRequest)
-	cur, err := k.existing(d.target.Key)
+	wish := api.SignPolicy{}
+	if req.Policy != nil {
+		wish = *req.Policy
+	}
+	mode, err := wishedMode(wish.Mode)
 	if err != nil {
 		return outcome{}, err
 	}
-	out, err := k.signWith(ctx, d, req, cur)
-	if now := k.keys.get(cur.kid); now != cur {
-		// The key changed meanwhile: this signature counts as made before
-		// that, but its private part must not stay cached after it.
-		for n, v := range now.versions {
-			if v.state == api.StateActive {
-				continue
-			}
-			for _, t := range cur.versions[n].tracksOrNone() {
+	kids := d.target.Keys
+	if len(kids) == 0 {
+		kids = []api.KID{d.target.Key}
+	}
+	// First everything that can refuse, for all keys; then the private
+	// operations.
+	plans := make([]*plan, len(kids))
+	var classical, pq int
+	for i, kid := range kids {
+		cur, err := k.usable(kid, alg.OpSign)
+		if err != nil {
+			return outcome{}, err
+		}
+		defer k.forgetErased(cur)
+		plans[i], err = k.planSign(d, signItem{
+			kid: kid, payload: payload{req.PayloadB3, req.PayloadB64, req.ContextB64},
+			validity: req.Validity, track: req.Alg, mode: mode,
+		}, cur)
+		if err != nil {
+			return outcome{}, err
+		}
+		c, p := plans[i].classes()
+		classical, pq = classical+c, pq+p
+	}
+	if classical < wish.KClassical || pq < wish.KPQ {
+		return outcome{}, api.NewError(api.ReasonPq, "the keys cannot make as many signatures of each kind as the request demands")
+	}
+	resp := &api.SignResponse{KID: plans[0].kid.String(), Scheme: plans[0].key.record.Scheme, AttestationClass: plans[0].tracks[0].class}
+	out := outcome{response: resp}
+	for _, p := range plans {
+		sigs, err := k.signPlan(ctx, p)
+		if err != nil {
+			return outcome{}, err
+		}
+		resp.Sigs = append(resp.Sigs, sigs...)
+		out.entries = append(out.entries, entry{kid: p.kid, class: p.tracks[0].class})
+	}
+	out.receipts = func(r []*api.Receipt) { resp.Receipt = r[len(r)-1] }
+	return out, nil
+}
+
+// plan is one statement to be signed by one key, with everything decided.
+type plan struct {
+	key      *key
+	kid      api.KID // with the version that signs
+	tracks   []*track
+	message  []byte
+	validity *api.Validity
+}
+
+// classes counts the classical and post-quantum signatures, at most one each.
+func (p *plan) classes() (classical, pq int) {
+	for _, t := range p.tracks {
+		if t.Class() == alg.PostQuantum {
+			pq = 1
+		} else {
+			classical = 1
+		}
+	}
+	return classical, pq
+}
+
+// forgetErased ends the use of one state of a key. If the key changed
+// meanwhile, the use counts as made before that, but what was erased must not
+// stay cached after it.
+func (k *KMS) forgetErased(used *key) {
+	now := k.keys.get(used.kid)
+	if now == used {
+		return
+	}
+	for _, v := range now.versions {
+		for i := range v.tracks {
+			if t := &v.tracks[i]; len(t.sealed) == 0 {
 				k.vault.Forget(t.ref)
 			}
 		}
 	}
-	return out, err
 }
 
-// tracksOrNone is nil for a version that did not exist.
-func (v *version) tracksOrNone() []track {
-	if v == nil {
-		return nil
-	}
-	return v.tracks
-}
-
-func (k *KMS) signWith(ctx context.Context, d *decided, req *api.SignRequest, cur *key) (outcome, error) {
-	n := cur.record.Head
-	if named := d.target.Key.Version; named != 0 {
-		v := cur.versions[named]
-		switch {
-		case v == nil:
-			return outcome{}, api.NewError(api.ReasonNotFound, "there is no such version")
-		case v.state == api.StateRetired:
-			return outcome{}, api.NewError(api.ReasonStaleVersion, "that version is not the head any more")
-		}
-		n = named
-	}
-	v := cur.versions[n]
-	if v.state != api.StateActive {
-		return outcome{}, api.NewError(api.ReasonDestroyed, "the key's private part is destroyed")
-	}
-	tracks, err := selectTracks(v, req.Alg)
+// planSign decides how a key signs a statement, or that it may not.
+func (k *KMS) planSign(d *decided, item signItem, cur *key) (*plan, error) {
+	kid, v, err := cur.headFor(item.kid)
 	if err != nil {
-		return outcome{}, err
+		return nil, err
+	}
+	if err := k.within(cur.record.Policy.Validity); err != nil {
+		return nil, err
+	}
+	if err := k.within(item.validity); err != nil {
+		return nil, err
+	}
+	rule := d.rule(kid)
+	mode := rule.Mode.Tighten(cur.mode)
+	if item.mode != 0 {
+		mode = mode.Tighten(item.mode)
+	}
+	tracks, err := cur.producing(v, item.track, rule.ProduceHybrid || cur.record.Policy.ProduceHybrid, mode)
+	if err != nil {
+		return nil, err
 	}
 	rows := make([]*alg.Track, len(tracks))
 	for i, t := range tracks {
 		rows[i] = t.Track
-	}
-	if err := demand(d.mode.Tighten(cur.mode), rows); err != nil {
-		return outcome{}, err
-	}
-	kid := cur.kid.At(n)
-	preimage, err := statement(cur, kid, req.PayloadB3, req.ContextB64)
-	if err != nil {
-		return outcome{}, err
-	}
-	resp := &api.SignResponse{
-		KID: kid.String(), Scheme: cur.record.Scheme, AttestationClass: tracks[0].class,
-		Sigs: make([]api.Signature, 0, len(tracks)),
-	}
-	for _, t := range tracks {
-		sig, err := k.vault.Backend.Sign(ctx, t.ref, t.sealed, preimage)
-		if err != nil {
-			return outcome{}, custodyError(err)
+		if err := k.allowsTrack(cur, v, t); err != nil {
+			return nil, err
 		}
-		resp.Sigs = append(resp.Sigs, api.Signature{KID: resp.KID, Alg: t.Name(), SignatureB64: api.FormatBase64(sig)})
 	}
-	return outcome{response: resp, kid: kid, receipt: &resp.Receipt, class: tracks[0].class}, nil
+	if err := demand(mode, rows); err != nil {
+		return nil, err
+	}
+	msg, err := cur.message(v, kid, item.payload, item.validity)
+	if err != nil {
+		return nil, err
+	}
+	return &plan{key: cur, kid: kid, tracks: tracks, message: msg, validity: item.validity}, nil
 }
 
-// selectTracks gives all tracks of a version, or the one asked for.
-func selectTracks(v *version, name string) ([]*track, error) {
-	if name == "" {
-		all := make([]*track, len(v.tracks))
-		for i := range v.tracks {
-			all[i] = &v.tracks[i]
+// allowsTrack checks the allow-list for a companion track too: the key's own
+// algorithm says nothing of it.
+func (k *KMS) allowsTrack(cur *key, v *version, t *track) error {
+	for _, own := range cur.alg.Tracks() {
+		if own == t.Track {
+			return nil
 		}
-		return all, nil
 	}
-	if t := v.track(name); t != nil {
+	_, err := k.lookupAlg(v.suite.Name())
+	return err
+}
+
+// signPlan makes the signatures.
+func (k *KMS) signPlan(ctx context.Context, p *plan) ([]api.Signature, error) {
+	text := p.kid.String()
+	sigs := make([]api.Signature, 0, len(p.tracks))
+	for _, t := range p.tracks {
+		sig, err := k.vault.Backend.Sign(ctx, t.ref, p.key.scheme, t.sealed, p.message)
+		if err != nil {
+			return nil, custodyError(err)
+		}
+		sigs = append(sigs, api.Signature{KID: text, Alg: t.Name(), SignatureB64: api.FormatBase64(sig), Validity: p.validity})
+	}
+	return sigs, nil
+}
+
+// headFor gives the version that a private operation uses: the head, which a
+// caller may name but not differ from.
+func (c *key) headFor(asked api.KID) (api.KID, *version, error) {
+	if n := asked.Version; n != 0 && n != c.record.Head {
+		if c.versions[n] == nil {
+			return api.KID{}, nil, api.NewError(api.ReasonNotFound, "there is no such version")
+		}
+		if c.versions[n].state == api.StateDestroyed {
+			return api.KID{}, nil, api.NewError(api.ReasonDestroyed, "the key's private part is destroyed")
+		}
+		return api.KID{}, nil, api.NewError(api.ReasonStaleVersion, "that version is not the head any more")
+	}
+	v := c.versions[c.record.Head]
+	if v.state != api.StateActive {
+		return api.KID{}, nil, api.NewError(api.ReasonDestroyed, "the key's private part is destroyed")
+	}
+	return c.kid.At(c.record.Head), v, nil
+}
+
+// producing gives the tracks that sign: the one asked for, or the key's own,
+// together with its companion if policy wants hybrid signatures or demands
+// what only the companion can give.
+func (c *key) producing(v *version, asked string, hybrid bool, mode alg.Mode) ([]*track, error) {
+	if asked != "" {
+		t := v.track(asked)
+		if t == nil {
+			return nil, api.NewError(api.ReasonUnsupported, "the key has no such track")
+		}
+		if hybrid && len(v.tracks) > 1 {
+			return nil, api.NewError(api.ReasonPq, "policy wants hybrid signatures; one track alone would be less")
+		}
 		return []*track{t}, nil
 	}
-	return nil, api.NewError(api.ReasonUnsupported, "the key has no such track")
+	n := len(c.alg.Tracks())
+	if hybrid || mode != alg.ModeOr {
+		n = len(v.tracks)
+	}
+	tracks := make([]*track, n)
+	for i := range tracks {
+		tracks[i] = &v.tracks[i]
+	}
+	return tracks, nil
 }
 
-// statement is the preimage that every track of a key version signs.
-func statement(k *key, kid api.KID, payloadB3, contextB64 string) ([]byte, error) {
-	digest, err := api.ParseDigest(payloadB3)
+// message is what every track of a key version signs, by the key's scheme.
+func (c *key) message(v *version, kid api.KID, p payload, validity *api.Validity) ([]byte, error) {
+	if c.scheme != alg.SchemeV1 && (p.context != "" || validity != nil) {
+		return nil, api.NewError(api.ReasonMalformed, "this key's scheme binds neither context nor validity; leave them out")
+	}
+	if c.scheme == alg.SchemeRaw {
+		if p.raw == "" {
+			return nil, api.NewError(api.ReasonDigest, "this key signs raw bytes: send payload_b64")
+		}
+		return api.ParseBase64(p.raw)
+	}
+	if p.b3 == "" {
+		return nil, api.NewError(api.ReasonDigest, "this key signs digests: send payload_b3")
+	}
+	digest, err := api.ParseDigest(p.b3)
 	if err != nil {
 		return nil, err
 	}
-	context, err := api.ParseContext(contextB64)
+	if c.scheme == alg.SchemeRawB3 {
+		return digest[:], nil
+	}
+	context, err := api.ParseContext(p.context)
 	if err != nil {
 		return nil, err
 	}
-	s := alg.Statement{Suite: k.alg.Name(), KID: kid.String(), Context: context, Digest: digest}
-	return s.AppendPreimage(nil)
+	s := alg.Statement{Suite: v.suite.Name(), KID: kid.String(), Context: context, Digest: digest}
+	s.NotBefore, s.NotAfter = validity.Bounds()
+	preimage, err := s.AppendPreimage(nil)
+	if err != nil {
+		return nil, api.WrapError(api.ReasonMalformed, "the statement cannot be signed", err)
+	}
+	return preimage, nil
 }
 
-// verify answers from public material in memory: it needs neither the backend
-// nor a healthy log.
-func (k *KMS) verify(_ context.Context, d *decided) (outcome, error) {
-	req := d.req.(*api.VerifyRequest)
-	mode := d.mode
-	if req.Policy != nil && req.Policy.Mode != "" {
-		wish, err := alg.ParseMode(req.Policy.Mode)
-		if err != nil {
-			return outcome{}, api.NewError(api.ReasonMalformed, "policy.mode must be or, and, or pq_only")
-		}
-		mode = mode.Tighten(wish)
+// wishedMode parses the mode of a request; 0 means that it has no wish.
+func wishedMode(text string) (alg.Mode, error) {
+	if text == "" {
+		return 0, nil
 	}
-	resp := &api.VerifyResponse{Details: api.VerifyDetails{
-		Mode: mode.String(), Checked: make([]api.VerifyCheck, len(req.Sigs)), KIDs: []string{d.target.Key.String()}, Algs: []string{},
-	}}
-	for i, s := range req.Sigs {
-		resp.Details.Checked[i] = api.VerifyCheck{KID: d.target.Key.String(), Alg: s.Alg}
+	mode, err := alg.ParseMode(text)
+	if err != nil {
+		return 0, api.NewError(api.ReasonMalformed, "policy.mode must be or, and, or pq_only")
 	}
-	cur := k.keys.get(d.target.Key)
-	var v *version
-	unknown := "unknown-key"
-	if cur != nil {
-		v = cur.versions[d.target.Key.Version]
-		unknown = "unknown-version"
-	}
-	if v == nil {
-		for i := range resp.Details.Checked {
-			resp.Details.Checked[i].Reason = unknown
-		}
-		resp.Details.Reason = unknown
-		return outcome{response: resp, result: "invalid"}, nil
-	}
-	if _, err := k.lookupAlg(cur.alg.Name()); err != nil {
-		return outcome{}, err
-	}
-	mode = mode.Tighten(cur.mode)
-	resp.Details.Mode, resp.Details.Algs = mode.String(), v.algNames()
-	preimage, err := statement(cur, d.target.Key, req.PayloadB3, req.ContextB64)
+	return mode, nil
+}
+
+func (k *KMS) signBatch(ctx context.Context, d *decided) (outcome, error) {
+	req := d.req.(*api.SignBatchRequest)
+	cur, err := k.usable(d.target.Key, alg.OpSign)
 	if err != nil {
 		return outcome{}, err
 	}
-	classical, pq := alg.Absent, alg.Absent
-	for i, s := range req.Sigs {
-		check := &resp.Details.Checked[i]
-		t := v.track(s.Alg)
-		if t == nil {
-			check.Reason = "alg"
-			continue
-		}
-		sig, err := api.ParseBase64(s.SignatureB64)
-		if err != nil {
-			return outcome{}, err
-		}
-		verdict := alg.Bad
-		if t.public.Verify(preimage, sig) {
-			verdict, check.OK = alg.OK, true
-		} else {
-			check.Reason = "signature"
-		}
-		if t.Class() == alg.PostQuantum {
-			pq = verdict
-		} else {
-			classical = verdict
-		}
+	defer k.forgetErased(cur)
+	// The head is fixed once: a rotation meanwhile does not split the batch.
+	kid, _, err := cur.headFor(d.target.Key)
+	if err != nil {
+		return outcome{}, err
 	}
-	resp.OK = mode.Satisfied(classical, pq)
-	out := outcome{response: resp, kid: d.target.Key, result: "ok"}
-	if !resp.OK {
-		out.result = "invalid"
-		resp.Details.Reason = "signature"
-		if classical != alg.Bad && pq != alg.Bad && (classical == alg.OK || pq == alg.OK) {
-			// What is there holds, but policy demands more.
-			resp.Details.Reason = "pq_policy"
-			k.metrics.Reject.WithLabelValues(string(api.ReasonPq)).Inc()
+	if need := len(req.Items) * (batchRecord + 2*len(kid.String())); need > k.audit.MaxCommit() {
+		return outcome{}, api.NewError(api.ReasonTooMany, "the records of so many items exceed one audit commit; send fewer, or use larger audit segments")
+	}
+	resp := &api.SignBatchResponse{KID: kid.String(), Scheme: cur.record.Scheme, Results: make([]api.SignResult, len(req.Items))}
+	out := outcome{response: resp}
+	for i := range req.Items {
+		if ctx.Err() != nil {
+			return outcome{}, timeout(ctx.Err())
+		}
+		item, result := &req.Items[i], &resp.Results[i]
+		e := entry{kid: kid, inputHash: itemHash(item.PayloadB3, item.PayloadB64)}
+		sigs, class, err := k.signItem(ctx, d, cur, kid, req.Alg, item)
+		if store := api.AsError(err); err != nil && store.HTTP >= 500 {
+			return outcome{}, err // not the item's fault
+		}
+		if err != nil {
+			result.Error = api.NewItemError(err)
+			e.result = string(result.Error.Code)
+			k.metrics.Reject.WithLabelValues(string(result.Error.Reason)).Inc()
+		} else {
+			result.Sigs, e.class = sigs, class
+		}
+		out.entries = append(out.entries, e)
+	}
+	out.receipts = func(r []*api.Receipt) {
+		for i := range resp.Results {
+			resp.Results[i].Receipt = r[i]
 		}
 	}
 	return out, nil
 }
 
-func (k *KMS) get(_ context.Context, d *decided) (outcome, error) {
-	cur := k.keys.get(d.target.Key)
-	if cur == nil {
-		return outcome{}, api.NewError(api.ReasonNotFound, "there is no such key")
+// batchRecord is more than the size of one audit record, kid excluded, in bytes.
+const batchRecord = 1200
+
+// signItem signs one item of a batch with the version fixed for it. A key that
+// was destroyed meanwhile signs no more of them.
+func (k *KMS) signItem(ctx context.Context, d *decided, cur *key, kid api.KID, track string, item *api.SignItem) ([]api.Signature, string, error) {
+	if err := item.Check(); err != nil {
+		return nil, "", err
 	}
-	resp := &api.GetResponse{Key: cur.public}
-	if n := d.target.Key.Version; n != 0 {
-		if cur.versions[n] == nil {
-			return outcome{}, api.NewError(api.ReasonNotFound, "there is no such version")
-		}
-		for _, v := range cur.public.Versions {
-			if v.Version == n {
-				resp.Key.Versions = []api.KeyVersion{v}
-			}
-		}
+	if now := k.keys.get(kid); now.versions[kid.Version].state == api.StateDestroyed {
+		return nil, "", api.NewError(api.ReasonDestroyed, "the key's private part is destroyed")
 	}
-	return outcome{response: resp, kid: d.target.Key}, nil
+	p, err := k.planSign(d, signItem{
+		kid: kid, payload: payload{item.PayloadB3, item.PayloadB64, item.ContextB64}, validity: item.Validity, track: track,
+	}, cur)
+	if err != nil {
+		return nil, "", err
+	}
+	sigs, err := k.signPlan(ctx, p)
+	return sigs, p.tracks[0].class, err
 }
 
-func (k *KMS) list(_ context.Context, d *decided) (outcome, error) {
-	req := d.req.(*api.ListRequest)
-	limit := req.Limit
-	if limit == 0 {
-		limit = 100
+// usable finds a key that can serve an operation.
+func (k *KMS) usable(kid api.KID, op alg.Op) (*key, error) {
+	cur, err := k.existing(kid)
+	if err != nil {
+		return nil, err
 	}
-	after := ""
-	if req.After != "" {
-		kid, err := api.ParseKID(req.After)
-		if err != nil {
-			return outcome{}, err
+	if !cur.alg.Allows(op) {
+		return nil, api.NewError(api.ReasonUnsupported, "keys of this algorithm cannot do that")
+	}
+	return cur, nil
+}
+
+// names lists kids without repeating one.
+func names(kids []api.KID) []string {
+	var out []string
+	for _, kid := range kids {
+		if text := kid.String(); !slices.Contains(out, text) {
+			out = append(out, text)
 		}
-		after = kid.Base().String()
 	}
-	keys, more := k.keys.page(req.Tenant, req.Purpose, after, limit)
-	resp := &api.ListResponse{Keys: make([]api.Key, 0, len(keys))}
-	for _, c := range keys {
-		resp.Keys = append(resp.Keys, c.public)
-	}
-	if more {
-		resp.Next = keys[len(keys)-1].kid.String()
-	}
-	return outcome{response: resp}, nil
+	return out
 }

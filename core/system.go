@@ -11,6 +11,7 @@ import (
 
 	"github.com/rustyonions/ron-kms/audit"
 	"github.com/rustyonions/ron-kms/backends"
+	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/config"
 	"github.com/rustyonions/ron-kms/core/secret"
@@ -53,7 +54,7 @@ func (a *attestationKey) KeyHash() uint32 { return a.Verifier.KeyHash() }
 
 // Sign implements [note.Signer].
 func (a *attestationKey) Sign(msg []byte) ([]byte, error) {
-	return a.vault.Backend.Sign(context.Background(), a.ref, a.sealed, msg)
+	return a.vault.Backend.Sign(context.Background(), a.ref, alg.SchemeV1, a.sealed, msg)
 }
 
 // systemKeys opens the attestation key and the audit frame key.
@@ -77,7 +78,7 @@ func systemKeys(ctx context.Context, v *vault) (*attestationKey, *secret.Bytes, 
 	if err != nil {
 		return nil, nil, err
 	}
-	seal, err := v.Derive(labelSystem, 32)
+	seal, err := v.StoreKey(labelSystem, 32)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -36,7 +36,7 @@ func tokenAAD(id string) []byte { return append([]byte("ron-kms/token-root/v1\x0
 
 // createTokenKey makes the first root key of a new store.
 func createTokenKey(dir string, b backends.Backend, id string) error {
-	seal, err := b.Derive(labelTokens, 32)
+	seal, err := b.StoreKey(labelTokens, 32)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func openTokenKeys(dir string, passphrase []byte, arena *secret.Arena) (*TokenKe
 		return nil, err
 	}
 	defer custodian.Close()
-	seal, err := custodian.Derive(labelTokens, 32)
+	seal, err := custodian.StoreKey(labelTokens, 32)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,9 @@ type Verb struct {
 	Mutates bool
 	// DataPlane says that the C ABI has a typed function for it.
 	DataPlane bool
+	// Private says that the verb uses a private key: it is refused when the
+	// store or its log is out of order. Verbs that mutate are too.
+	Private bool
 	// Request makes an empty request, Response an empty response.
 	Request  func() api.Request
 	Response func() any
@@ -60,14 +63,44 @@ func init() {
 			run: (*KMS).list,
 		},
 		{
-			Name: "sign", Scopes: []string{capability.ScopeSign}, DataPlane: true,
+			Name: "sign", Scopes: []string{capability.ScopeSign}, DataPlane: true, Private: true,
 			Request: func() api.Request { return new(api.SignRequest) }, Response: func() any { return new(api.SignResponse) },
 			run: (*KMS).sign,
+		},
+		{
+			Name: "sign_batch", Scopes: []string{capability.ScopeSign}, DataPlane: true, Private: true,
+			Request: func() api.Request { return new(api.SignBatchRequest) }, Response: func() any { return new(api.SignBatchResponse) },
+			run: (*KMS).signBatch,
 		},
 		{
 			Name: "verify", Scopes: []string{capability.ScopeVerify, capability.ScopeRead}, DataPlane: true,
 			Request: func() api.Request { return new(api.VerifyRequest) }, Response: func() any { return new(api.VerifyResponse) },
 			run: (*KMS).verify,
+		},
+		{
+			Name: "verify_batch", Scopes: []string{capability.ScopeVerify, capability.ScopeRead}, DataPlane: true,
+			Request: func() api.Request { return new(api.VerifyBatchRequest) }, Response: func() any { return new(api.VerifyBatchResponse) },
+			run: (*KMS).verifyBatch,
+		},
+		{
+			Name: "wrap", Scopes: []string{capability.ScopeWrap}, DataPlane: true, Private: true,
+			Request: func() api.Request { return new(api.WrapRequest) }, Response: func() any { return new(api.WrapResponse) },
+			run: (*KMS).wrap,
+		},
+		{
+			Name: "unwrap", Scopes: []string{capability.ScopeUnwrap}, DataPlane: true, Private: true,
+			Request: func() api.Request { return new(api.UnwrapRequest) }, Response: func() any { return new(api.UnwrapResponse) },
+			run: (*KMS).unwrap,
+		},
+		{
+			Name: "rewrap", Scopes: []string{capability.ScopeUnwrap}, DataPlane: true, Private: true,
+			Request: func() api.Request { return new(api.RewrapRequest) }, Response: func() any { return new(api.RewrapResponse) },
+			run: (*KMS).rewrap,
+		},
+		{
+			Name: "derive", Scopes: []string{capability.ScopeDerive}, Mutates: true, Private: true,
+			Request: func() api.Request { return new(api.DeriveRequest) }, Response: func() any { return new(api.DeriveResponse) },
+			run: (*KMS).derive,
 		},
 		{
 			// There is no export. The verb exists so that an attempt gets one

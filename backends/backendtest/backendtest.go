@@ -48,6 +48,9 @@ func Run(t *testing.T, open Open, reopen Reopen) {
 		{"Eviction", s.eviction},
 		{"ArenaFull", s.arenaFull},
 		{"Concurrent", s.concurrent},
+		{"StoreKey", s.storeKey},
+		{"Wrap", s.wrap},
+		{"WrapBinding", s.wrapBinding},
 		{"Derive", s.derive},
 		{"Reopen", s.reopened},
 		{"Closed", s.closed},
@@ -96,7 +99,7 @@ func generate(t *testing.T, b backends.Backend, r backends.Ref) backends.Materia
 func check(b backends.Backend, r backends.Ref, m backends.Material) error {
 	msg := make([]byte, 40)
 	rand.Read(msg)
-	sig, err := b.Sign(ctx, r, m.Sealed, msg)
+	sig, err := b.Sign(ctx, r, alg.SchemeV1, m.Sealed, msg)
 	if err != nil {
 		return err
 	}
@@ -163,7 +166,14 @@ func (s suite) caps(t *testing.T) {
 	}
 	var real [][]byte
 	for _, a := range alg.All() {
-		for _, tr := range a.Tracks() {
+		for _, tr := range tracks() {
+			if !backends.Serves(a, tr) {
+				r := ref(a.Name(), tr.Name())
+				if _, err := b.Generate(ctx, r); !errors.Is(err, backends.ErrUnsupported) {
+					t.Errorf("generate %s/%s: %v, want ErrUnsupported", a.Name(), tr.Name(), err)
+				}
+				continue
+			}
 			r := ref(a.Name(), tr.Name())
 			m, err := b.Generate(ctx, r)
 			if listed := has(b, tr.Name(), backends.OpGenerate); listed != (err == nil) {
@@ -175,16 +185,20 @@ func (s suite) caps(t *testing.T) {
 				continue
 			}
 			real = append(real, m.Sealed)
-			err = check(b, r, m)
-			if listed := has(b, tr.Name(), backends.OpSign); listed != (err == nil) {
-				t.Errorf("sign %s: listed %t, error %v", tr.Name(), listed, err)
-			} else if !listed && !errors.Is(err, backends.ErrUnsupported) {
-				t.Errorf("sign %s: %v, want ErrUnsupported", tr.Name(), err)
+			for op, try := range uses {
+				err := try(b, r, m)
+				if listed := has(b, tr.Name(), op); listed != (err == nil) {
+					t.Errorf("%s %s: listed %t, error %v", op, tr.Name(), listed, err)
+				} else if !listed && !errors.Is(err, backends.ErrUnsupported) {
+					t.Errorf("%s %s: %v, want ErrUnsupported", op, tr.Name(), err)
+				}
 			}
 		}
 	}
 	for _, r := range []backends.Ref{
-		ref("ed25519", "ml-dsa-65"),           // a track, of another algorithm
+		ref("ml-dsa-65", "ed25519"),           // a companion is post-quantum
+		ref("x25519", "ml-kem-768"),           // a hybrid KEM is one track
+		ref("aes-256-gcm", "hkdf-sha256"),     // a track, of another algorithm
 		ref("ed25519+ml-dsa-65", "ml-dsa-44"), // no track at all
 		ref("ed25519", ""),
 		ref("ed25519", "Ed25519"), // tracks have no aliases
@@ -195,8 +209,13 @@ func (s suite) caps(t *testing.T) {
 		if _, err := b.Generate(ctx, r); !errors.Is(err, backends.ErrUnsupported) {
 			t.Errorf("generate %s/%s: %v, want ErrUnsupported", r.KID.Alg, r.Track, err)
 		}
-		if _, err := b.Sign(ctx, r, real[0], []byte("m")); !errors.Is(err, backends.ErrUnsupported) {
+		if _, err := b.Sign(ctx, r, alg.SchemeV1, real[0], []byte("m")); !errors.Is(err, backends.ErrUnsupported) {
 			t.Errorf("sign %s/%s: %v, want ErrUnsupported", r.KID.Alg, r.Track, err)
+		}
+		for op, try := range uses {
+			if err := try(b, r, backends.Material{Sealed: real[0]}); !errors.Is(err, backends.ErrUnsupported) {
+				t.Errorf("%s %s/%s: %v, want ErrUnsupported", op, r.KID.Alg, r.Track, err)
+			}
 		}
 	}
 }
@@ -243,16 +262,16 @@ func (s suite) binding(t *testing.T) {
 			} {
 				w := r
 				change(&w)
-				if _, err := b.Sign(ctx, w, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
+				if _, err := b.Sign(ctx, w, alg.SchemeV1, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
 					t.Errorf("%s under another %s (cached %t): %v, want ErrTampered", r.Track, name, cached, err)
 				}
 			}
 			other := ref(r.KID.Alg, r.Track)
 			generate(t, b, other)
-			if _, err := b.Sign(ctx, other, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
+			if _, err := b.Sign(ctx, other, alg.SchemeV1, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
 				t.Errorf("%s with the sealed form of another key: %v, want ErrTampered", r.Track, err)
 			}
-			if _, err := foreign.Sign(ctx, r, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
+			if _, err := foreign.Sign(ctx, r, alg.SchemeV1, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
 				t.Errorf("%s of another store: %v, want ErrTampered", r.Track, err)
 			}
 		}
@@ -263,7 +282,7 @@ func (s suite) binding(t *testing.T) {
 	if has(b, "ed25519", backends.OpSign) && has(b, "ml-dsa-65", backends.OpSign) {
 		m := generate(t, b, r)
 		r.Track = "ml-dsa-65"
-		if _, err := b.Sign(ctx, r, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
+		if _, err := b.Sign(ctx, r, alg.SchemeV1, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
 			t.Errorf("one track as the other: %v, want ErrTampered", err)
 		}
 	}
@@ -277,7 +296,7 @@ func (s suite) flips(t *testing.T) {
 		m := generate(t, b, r)
 		tampered := func(what string, sealed []byte) {
 			t.Helper()
-			if _, err := b.Sign(ctx, r, sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
+			if _, err := b.Sign(ctx, r, alg.SchemeV1, sealed, []byte("m")); !errors.Is(err, backends.ErrTampered) {
 				t.Fatalf("%s, %s: %v, want ErrTampered", r.Track, what, err)
 			}
 		}
@@ -326,7 +345,7 @@ func (s suite) eviction(t *testing.T) {
 		}
 	}
 	for i := range 20 {
-		k, err := b.Derive("after eviction", 8000)
+		k, err := b.StoreKey("after eviction", 8000)
 		if err != nil {
 			t.Errorf("derive %d does not evict: %v", i, err)
 			break
@@ -359,13 +378,13 @@ func (s suite) arenaFull(t *testing.T) {
 			hogs = append(hogs, hog)
 		}
 	}
-	if _, err := b.Sign(ctx, r, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrArenaFull) {
+	if _, err := b.Sign(ctx, r, alg.SchemeV1, m.Sealed, []byte("m")); !errors.Is(err, backends.ErrArenaFull) {
 		t.Errorf("sign: %v, want ErrArenaFull", err)
 	}
 	if _, err := b.Generate(ctx, ref(r.KID.Alg, r.Track)); !errors.Is(err, backends.ErrArenaFull) {
 		t.Errorf("generate: %v, want ErrArenaFull", err)
 	}
-	if _, err := b.Derive("full", 32); !errors.Is(err, backends.ErrArenaFull) {
+	if _, err := b.StoreKey("full", 32); !errors.Is(err, backends.ErrArenaFull) {
 		t.Errorf("derive: %v, want ErrArenaFull", err)
 	}
 	for _, h := range hogs {
@@ -374,12 +393,12 @@ func (s suite) arenaFull(t *testing.T) {
 	must(t, b, r, m)
 }
 
-// derive: one label gives one key, also after reopening; two labels give two.
-func (s suite) derive(t *testing.T) {
+// storeKey: one label gives one key, also after reopening; two labels give two.
+func (s suite) storeKey(t *testing.T) {
 	b := s.fresh(t)
 	read := func(b backends.Backend, label string, n int) []byte {
 		t.Helper()
-		k, err := b.Derive(label, n)
+		k, err := b.StoreKey(label, n)
 		if err != nil {
 			t.Fatal(err)
 		}

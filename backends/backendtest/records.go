@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/rustyonions/ron-kms/backends"
+	"github.com/rustyonions/ron-kms/core/alg"
 )
 
 // contents loads all records.
@@ -226,12 +227,12 @@ func (s suite) closed(t *testing.T) {
 	}
 	calls := map[string]func() error{
 		"generate":    func() error { _, err := b.Generate(ctx, r); return err },
-		"sign":        func() error { _, err := b.Sign(ctx, r, m.Sealed, []byte("m")); return err },
-		"sign, fresh": func() error { _, err := b.Sign(ctx, uncached, sealed, []byte("m")); return err },
+		"sign":        func() error { _, err := b.Sign(ctx, r, alg.SchemeV1, m.Sealed, []byte("m")); return err },
+		"sign, fresh": func() error { _, err := b.Sign(ctx, uncached, alg.SchemeV1, sealed, []byte("m")); return err },
 		"load":        func() error { _, err := b.Load(ctx, func(string, []byte) error { return nil }); return err },
 		"get":         func() error { _, err := b.Get(ctx, "a"); return err },
 		"commit":      func() error { _, err := b.Commit(ctx, 0, put("a", "b")); return err },
-		"derive":      func() error { _, err := b.Derive("a", 32); return err },
+		"derive":      func() error { _, err := b.StoreKey("a", 32); return err },
 	}
 	for name, call := range calls {
 		if err := call(); !errors.Is(err, backends.ErrClosed) {

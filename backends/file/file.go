@@ -191,7 +191,7 @@ var _ backends.Backend = (*Backend)(nil)
 // Open opens the store in dir and becomes its only owner. It never creates
 // anything. arenaSize is in bytes. Errors: ErrMissing, ErrBusy, ErrPassphrase,
 // ErrTampered, or the disk's own.
-func Open(dir string, passphrase []byte, arenaSize int) (*Backend, error) {
+func Open(dir string, passphrase []byte, arenaSize int, o secret.Options) (*Backend, error) {
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
@@ -199,15 +199,15 @@ func Open(dir string, passphrase []byte, arenaSize int) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := unseal(dir, passphrase, arenaSize, db)
+	b, err := unseal(dir, passphrase, arenaSize, o, db)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return b, nil
 }
 
-func unseal(dir string, passphrase []byte, arenaSize int, db *bbolt.DB) (*Backend, error) {
-	arena, err := secret.NewArena(arenaSize)
+func unseal(dir string, passphrase []byte, arenaSize int, o secret.Options, db *bbolt.DB) (*Backend, error) {
+	arena, err := secret.NewArenaWith(arenaSize, o)
 	if err != nil {
 		return nil, fmt.Errorf("file: %w", err)
 	}

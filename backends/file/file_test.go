@@ -27,7 +27,7 @@ const openVariable = "FILE_TEST_OPEN"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(openVariable); dir != "" {
-		b, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize)
+		b, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize, secret.Options{})
 		switch {
 		case errors.Is(err, backends.ErrBusy):
 			os.Exit(3)
@@ -55,7 +55,7 @@ func create(t *testing.T) string {
 
 func open(t *testing.T, dir string) *file.Backend {
 	t.Helper()
-	b, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize)
+	b, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize, secret.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestContract(t *testing.T) {
 func fails(t *testing.T, dir, pass string, want error) error {
 	t.Helper()
 	before := tree(t, dir)
-	b, err := file.Open(dir, []byte(pass), backendtest.ArenaSize)
+	b, err := file.Open(dir, []byte(pass), backendtest.ArenaSize, secret.Options{})
 	if err == nil {
 		b.Close()
 		t.Fatal("the store opened")
@@ -257,7 +257,7 @@ func TestBusy(t *testing.T) {
 	}
 	b := open(t, dir)
 	for range 2 {
-		if c, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize); !errors.Is(err, backends.ErrBusy) {
+		if c, err := file.Open(dir, []byte(passphrase), backendtest.ArenaSize, secret.Options{}); !errors.Is(err, backends.ErrBusy) {
 			if err == nil {
 				c.Close()
 			}

@@ -29,8 +29,8 @@ var _ backends.Backend = (*Backend)(nil)
 
 // Open makes an empty store with a fresh random root key. arenaSize is in
 // bytes.
-func Open(arenaSize int) (*Backend, error) {
-	arena, err := secret.NewArena(arenaSize)
+func Open(arenaSize int, o secret.Options) (*Backend, error) {
+	arena, err := secret.NewArenaWith(arenaSize, o)
 	if err != nil {
 		return nil, fmt.Errorf("inmem: %w", err)
 	}

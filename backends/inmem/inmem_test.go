@@ -8,6 +8,7 @@ import (
 	"github.com/rustyonions/ron-kms/backends"
 	"github.com/rustyonions/ron-kms/backends/backendtest"
 	"github.com/rustyonions/ron-kms/backends/inmem"
+	"github.com/rustyonions/ron-kms/core/secret"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -16,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestContract(t *testing.T) {
 	t.Parallel()
 	backendtest.Run(t, func(t *testing.T) backends.Backend {
-		b, err := inmem.Open(backendtest.ArenaSize)
+		b, err := inmem.Open(backendtest.ArenaSize, secret.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,7 +27,7 @@ func TestContract(t *testing.T) {
 
 func TestOpenRefusesAnArenaTooSmall(t *testing.T) {
 	t.Parallel()
-	if b, err := inmem.Open(0); err == nil {
+	if b, err := inmem.Open(0, secret.Options{}); err == nil {
 		b.Close()
 		t.Fatal("an arena of no bytes was accepted")
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/rustyonions/ron-kms/backends"
@@ -58,14 +59,32 @@ func New(arena *secret.Arena, root *secret.Bytes) (*Custodian, error) {
 // Arena is the locked memory of this custodian.
 func (c *Custodian) Arena() *secret.Arena { return c.arena }
 
-// Derive implements [backends.Backend].
-func (c *Custodian) Derive(label string, n int) (*secret.Bytes, error) {
+// Scratch implements [backends.Backend].
+func (c *Custodian) Scratch(n int) (*secret.Bytes, error) {
+	var b *secret.Bytes
+	err := c.withRoom(func() (err error) {
+		b, err = c.arena.New(n)
+		return err
+	})
+	return b, arenaErr(err)
+}
+
+// StoreKey implements [backends.Backend].
+func (c *Custodian) StoreKey(label string, n int) (*secret.Bytes, error) {
 	var b *secret.Bytes
 	err := c.withRoom(func() (err error) {
 		b, err = c.root.Derive(c.arena, label, n)
 		return err
 	})
 	return b, arenaErr(err)
+}
+
+// operations are what a track can do besides being generated, by its kind.
+var operations = map[alg.Kind][]backends.Operation{
+	alg.KindSign: {backends.OpGenerate, backends.OpSign},
+	alg.KindKEM:  {backends.OpGenerate, backends.OpUnwrap},
+	alg.KindAEAD: {backends.OpGenerate, backends.OpWrap, backends.OpUnwrap},
+	alg.KindKDF:  {backends.OpGenerate, backends.OpDerive},
 }
 
 // Caps implements [backends.Custodian].
@@ -78,7 +97,7 @@ func (c *Custodian) Caps() []backends.Cap {
 				continue
 			}
 			seen[t.Name()] = true
-			for _, op := range []backends.Operation{backends.OpGenerate, backends.OpSign} {
+			for _, op := range operations[t.Kind()] {
 				caps = append(caps, backends.Cap{Track: t.Name(), Operation: op, Class: backends.ClassSoftware})
 			}
 		}
@@ -86,19 +105,14 @@ func (c *Custodian) Caps() []backends.Cap {
 	return caps
 }
 
-// track finds the row of the allow-list for ref, which names it both by its
-// key's algorithm and by its track.
-func track(ref backends.Ref) (*alg.Track, error) {
-	a, ok := alg.Lookup(ref.KID.Alg)
-	if !ok {
+// track finds the row of the allow-list for ref, if it can do op.
+func track(ref backends.Ref, op backends.Operation) (*alg.Track, error) {
+	a, listed := alg.Lookup(ref.KID.Alg)
+	t, ok := alg.LookupTrack(ref.Track)
+	if !listed || !ok || !backends.Serves(a, t) || !slices.Contains(operations[t.Kind()], op) {
 		return nil, backends.ErrUnsupported
 	}
-	for _, t := range a.Tracks() {
-		if t.Name() == ref.Track {
-			return t, nil
-		}
-	}
-	return nil, backends.ErrUnsupported
+	return t, nil
 }
 
 // aad binds a sealed seed to the one place where it may be opened.
@@ -113,7 +127,7 @@ func aad(ref backends.Ref) []byte {
 
 // Generate implements [backends.Custodian].
 func (c *Custodian) Generate(_ context.Context, ref backends.Ref) (backends.Material, error) {
-	t, err := track(ref)
+	t, err := track(ref, backends.OpGenerate)
 	if err != nil {
 		return backends.Material{}, err
 	}
@@ -135,25 +149,89 @@ func (c *Custodian) Generate(_ context.Context, ref backends.Ref) (backends.Mate
 }
 
 // Sign implements [backends.Custodian].
-func (c *Custodian) Sign(_ context.Context, ref backends.Ref, sealed, msg []byte) ([]byte, error) {
-	t, err := track(ref)
+func (c *Custodian) Sign(_ context.Context, ref backends.Ref, scheme alg.Scheme, sealed, msg []byte) (sig []byte, err error) {
+	err = c.use(ref, backends.OpSign, sealed, func(t *alg.Track, key *secret.Bytes) (err error) {
+		sig, err = t.SignScheme(key, scheme, msg)
+		return err
+	})
+	return sig, err
+}
+
+// Wrap implements [backends.Custodian].
+func (c *Custodian) Wrap(_ context.Context, ref backends.Ref, sealed, aad, plaintext []byte) (body []byte, err error) {
+	err = c.use(ref, backends.OpWrap, sealed, func(t *alg.Track, key *secret.Bytes) (err error) {
+		body, err = t.SealWith(key, aad, plaintext)
+		return err
+	})
+	return body, err
+}
+
+// Unwrap implements [backends.Custodian].
+func (c *Custodian) Unwrap(_ context.Context, ref backends.Ref, sealed, aad []byte, e alg.Envelope, lend func([]byte)) error {
+	return c.use(ref, backends.OpUnwrap, sealed, func(t *alg.Track, key *secret.Bytes) error {
+		var err error
+		if t.Kind() == alg.KindAEAD {
+			err = t.OpenWith(key, aad, e.Body, lend)
+		} else {
+			err = t.OpenFrom(key, []byte(alg.WrapInfo), aad, e.Enc, e.Body, lend)
+		}
+		if errors.Is(err, alg.ErrOpen) {
+			return backends.ErrUnwrap
+		}
+		return err
+	})
+}
+
+// Derive implements [backends.Custodian].
+func (c *Custodian) Derive(_ context.Context, ref backends.Ref, sealed []byte, info string, child backends.Ref) (m backends.Material, err error) {
+	ct, err := track(child, backends.OpGenerate)
 	if err != nil {
-		return nil, err
+		return m, err
+	}
+	err = c.use(ref, backends.OpDerive, sealed, func(t *alg.Track, key *secret.Bytes) error {
+		return c.withRoom(func() error {
+			seed, err := t.DeriveSeed(key, c.arena, info, ct.SeedSize())
+			if err != nil {
+				return err
+			}
+			defer seed.Destroy()
+			expanded, err := ct.Expand(c.arena, seed)
+			if err != nil {
+				return err
+			}
+			defer expanded.Destroy()
+			public, err := ct.Public(expanded)
+			if err != nil {
+				return err
+			}
+			box, err := c.seal.Seal(seed, aad(child))
+			m = backends.Material{Public: public, Sealed: box}
+			return err
+		})
+	})
+	return m, err
+}
+
+// use runs fn with the expanded private key of ref.
+func (c *Custodian) use(ref backends.Ref, op backends.Operation, sealed []byte, fn func(*alg.Track, *secret.Bytes) error) error {
+	t, err := track(ref, op)
+	if err != nil {
+		return err
 	}
 	// An entry may be evicted, and so destroyed, between look-up and use.
 	for {
 		key, err := c.expanded(ref, t, sealed)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		sig, err := t.Sign(key, msg)
-		if errors.Is(err, secret.ErrDestroyed) && !c.isClosed() {
+		err = fn(t, key)
+		switch {
+		case errors.Is(err, secret.ErrDestroyed) && !c.isClosed():
 			continue
+		case errors.Is(err, backends.ErrUnwrap), err == nil:
+			return err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("software: sign: %w", arenaErr(err))
-		}
-		return sig, nil
+		return fmt.Errorf("software: %s: %w", op, arenaErr(err))
 	}
 }
 

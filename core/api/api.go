@@ -20,7 +20,7 @@ import (
 const (
 	MaxRequestBody = 1 << 20 // largest JSON request; KMS_MAX_PAYLOAD may lower it
 	MaxJSONDepth   = 8       // nesting of arrays and objects
-	MaxJSONTokens  = 4096    // names, values and delimiters of one request
+	MaxJSONTokens  = 8192    // names, values and delimiters of one request
 	MaxSignatures  = 16      // entries of one verify request
 	MaxContext     = 255     // decoded bytes of a signing context
 	MaxListPage    = 500     // keys in one list response
@@ -49,6 +49,13 @@ type KeyPolicy struct {
 	// VerifyMode is "or", "and" or "pq_only". Empty means "and" for a hybrid
 	// key and "or" for every other.
 	VerifyMode string `json:"verify_mode,omitempty"`
+	// ProduceHybrid gives each version of a classical key a post-quantum
+	// companion track, whatever the server's phase.
+	ProduceHybrid bool `json:"produce_hybrid,omitzero"`
+	// Validity bounds when the key may sign, wrap and derive. Outside it,
+	// allowing for the server's tolerance, these fail with TimeSkew; what was
+	// made within it still verifies and unwraps.
+	Validity *Validity `json:"validity,omitzero"`
 }
 
 // Receipt says where in the audit log an operation stands. Clients remember
@@ -61,10 +68,11 @@ type Receipt struct {
 
 // CreateRequest asks for a new key. Verb "create".
 type CreateRequest struct {
-	OpID    string     `json:"op_id"`   // UUID chosen by the client; makes retries safe
-	Tenant  string     `json:"tenant"`  // label
-	Purpose string     `json:"purpose"` // label
-	Alg     string     `json:"alg"`     // for example "ed25519+ml-dsa-65"
+	OpID    string     `json:"op_id"`            // UUID chosen by the client; makes retries safe
+	Tenant  string     `json:"tenant"`           // label
+	Purpose string     `json:"purpose"`          // label
+	Alg     string     `json:"alg"`              // for example "ed25519+ml-dsa-65"
+	Scheme  Scheme     `json:"scheme,omitempty"` // of a signing key; default SchemeV1; never changes
 	Policy  *KeyPolicy `json:"policy,omitzero"`
 }
 
@@ -93,7 +101,7 @@ type ListRequest struct {
 	Tenant  string `json:"tenant"`
 	Purpose string `json:"purpose,omitempty"` // only this purpose
 	After   string `json:"after,omitempty"`   // kid to continue after
-	Limit   int    `json:"limit,omitempty"`   // 1 to MaxListPage, default 100
+	Limit   int    `json:"limit,omitzero"`    // 1 to MaxListPage, default 100
 }
 
 // ExportRequest names a key whose private part somebody tried to read. Verb
@@ -102,21 +110,34 @@ type ExportRequest struct {
 	KID string `json:"kid"`
 }
 
-// SignRequest asks for signatures over a statement about a BLAKE3 digest.
-// Verb "sign". Without a version in the kid the head version signs.
+// SignPolicy is what the caller demands beyond server and key; it may only
+// tighten.
+type SignPolicy struct {
+	Mode       string `json:"mode,omitempty"`       // "or", "and" or "pq_only"
+	KClassical int    `json:"k_classical,omitzero"` // least number of keys that sign classically, of a kid_set
+	KPQ        int    `json:"k_pq,omitzero"`        // least number of keys that sign post-quantum, of a kid_set
+}
+
+// SignRequest asks for signatures over a statement about a payload. Verb
+// "sign". Without a version in a kid the head version signs.
 type SignRequest struct {
-	KID        string `json:"kid"`
-	PayloadB3  string `json:"payload_b3"`            // 64 lower-case hex digits
-	ContextB64 string `json:"context_b64,omitempty"` // at most MaxContext bytes, bound into the preimage
-	Alg        string `json:"alg,omitempty"`         // only this track; refused if policy demands more
-	OpID       string `json:"op_id,omitempty"`       // UUID for correlation in the audit log
+	KID        string      `json:"kid,omitempty"`         // one key, or
+	KIDSet     []string    `json:"kid_set,omitempty"`     // up to MaxKIDSet keys of one tenant, which all sign
+	PayloadB3  string      `json:"payload_b3,omitempty"`  // 64 lower-case hex digits
+	PayloadB64 string      `json:"payload_b64,omitempty"` // instead, for a key of scheme raw; not over TCP
+	ContextB64 string      `json:"context_b64,omitempty"` // at most MaxContext bytes, bound into the preimage
+	Validity   *Validity   `json:"validity,omitzero"`     // bound into the preimage
+	Alg        string      `json:"alg,omitempty"`         // only this track; refused if policy demands more
+	Policy     *SignPolicy `json:"policy,omitzero"`
+	OpID       string      `json:"op_id,omitempty"` // UUID for correlation in the audit log
 }
 
 // Signature is one signature of a bundle.
 type Signature struct {
-	KID          string `json:"kid"` // with #vN
-	Alg          string `json:"alg"` // track: "ed25519" or "ml-dsa-65"
-	SignatureB64 string `json:"signature_b64"`
+	KID          string    `json:"kid"` // with #vN
+	Alg          string    `json:"alg"` // track: "ed25519" or "ml-dsa-65"
+	SignatureB64 string    `json:"signature_b64"`
+	Validity     *Validity `json:"validity,omitzero"` // as it was signed
 }
 
 // SignResponse carries one signature per track.
@@ -130,15 +151,22 @@ type SignResponse struct {
 
 // VerifyPolicy is the caller's wish; it may only tighten.
 type VerifyPolicy struct {
-	Mode string `json:"mode,omitempty"` // "or", "and" or "pq_only"
+	Mode       string `json:"mode,omitempty"`       // "or", "and" or "pq_only"
+	KClassical int    `json:"k_classical,omitzero"` // least number of different keys with a good classical signature
+	KPQ        int    `json:"k_pq,omitzero"`        // least number of different keys with a good post-quantum one
+	Strict     bool   `json:"strict,omitzero"`      // any bad signature in the bundle makes it not ok
 }
 
-// VerifyRequest asks whether a bundle holds for a digest. Verb "verify".
+// VerifyRequest asks whether a bundle holds for a payload. Verb "verify".
 type VerifyRequest struct {
-	PayloadB3  string        `json:"payload_b3"`
-	ContextB64 string        `json:"context_b64,omitempty"`
-	Sigs       []Signature   `json:"sigs"`
-	Policy     *VerifyPolicy `json:"policy,omitzero"`
+	PayloadB3  string      `json:"payload_b3,omitempty"`
+	PayloadB64 string      `json:"payload_b64,omitempty"` // instead, for a key of scheme raw
+	ContextB64 string      `json:"context_b64,omitempty"`
+	Sigs       []Signature `json:"sigs"`
+	// KIDSet lets the bundle be of several keys: these and no others. All of
+	// them must have signed, unless Policy asks for a smaller quorum.
+	KIDSet []string      `json:"kid_set,omitempty"`
+	Policy *VerifyPolicy `json:"policy,omitzero"`
 }
 
 // VerifyCheck is the finding on one signature of the bundle.
@@ -151,8 +179,9 @@ type VerifyCheck struct {
 
 // VerifyDetails explains a verdict without revealing anything secret.
 type VerifyDetails struct {
-	Mode    string        `json:"mode"`             // the mode that was applied
-	Reason  string        `json:"reason,omitempty"` // why ok is false: "signature", "pq_policy", "unknown-key"
+	Mode    string        `json:"mode"`                  // the mode that was applied
+	Grace   bool          `json:"legacy_grace,omitzero"` // the server's mode was not applied: the version predates it
+	Reason  string        `json:"reason,omitempty"`      // why ok is false: "signature", "pq_policy", "unknown-key"
 	Checked []VerifyCheck `json:"checked"`
 	KIDs    []string      `json:"kids"` // hint: the keys named by the bundle
 	Algs    []string      `json:"algs"` // hint: the algorithms the key would sign with
@@ -179,6 +208,7 @@ type KeyVersion struct {
 	State            State       `json:"state"`
 	CreatedAt        time.Time   `json:"created_at"`
 	AttestationClass string      `json:"attestation_class"`
+	Suite            string      `json:"suite"` // bound into every preimage of this version
 	Public           []PublicKey `json:"public"`
 }
 
@@ -190,10 +220,12 @@ type Key struct {
 	State    State        `json:"state"`
 	Head     uint32       `json:"head"`
 	Policy   KeyPolicy    `json:"policy"`
-	Versions []KeyVersion `json:"versions"` // ascending
+	Parent   string       `json:"parent,omitempty"` // of a derived key: the version it came from
+	Versions []KeyVersion `json:"versions"`         // ascending
 }
 
-// CreateResponse describes the new key.
+// CreateResponse describes the new key. Like those of the other mutations it
+// shows the version concerned and no other; "get" shows all.
 type CreateResponse struct {
 	Key      Key      `json:"key"`
 	KID      string   `json:"kid"`
@@ -224,7 +256,7 @@ type GetResponse struct {
 	CacheAgeMS *int64 `json:"cache_age_ms,omitzero"`
 }
 
-// ListResponse is one page of keys.
+// ListResponse is one page of keys, each with its head version only.
 type ListResponse struct {
 	Keys []Key  `json:"keys"`
 	Next string `json:"next,omitempty"` // pass as "after" to continue
@@ -237,7 +269,8 @@ type ExportResponse struct{}
 // authorized before anything is looked up.
 type Target struct {
 	Tenant, Purpose string
-	Key             KID // zero for create and list
+	Key             KID   // zero for create and list, and where there are several
+	Keys            []KID // several keys, all of Tenant; each is authorized
 	OpID            uuid.UUID
 }
 
@@ -267,6 +300,14 @@ func (r *CreateRequest) Target() (Target, error) {
 	}
 	if !validAlgText(r.Alg) {
 		return Target{}, NewError(ReasonMalformed, "alg is not an algorithm name")
+	}
+	if r.Scheme != "" && r.Scheme != SchemeV1 && r.Scheme != SchemeRawB3 && r.Scheme != SchemeRaw {
+		return Target{}, NewError(ReasonMalformed, "scheme must be ron-kms/v1, raw-b3 or raw")
+	}
+	if r.Policy != nil {
+		if err := r.Policy.Validity.check(); err != nil {
+			return Target{}, err
+		}
 	}
 	id, err := parseOpID(r.OpID, true)
 	if err != nil {
@@ -309,26 +350,44 @@ func (r *ListRequest) Target() (Target, error) {
 
 // Target implements [Request].
 func (r *SignRequest) Target() (Target, error) {
-	if _, err := ParseDigest(r.PayloadB3); err != nil {
+	if err := checkPayload(r.PayloadB3, r.PayloadB64, r.ContextB64); err != nil {
 		return Target{}, err
 	}
-	if _, err := ParseContext(r.ContextB64); err != nil {
+	if err := r.Validity.check(); err != nil {
 		return Target{}, err
 	}
 	if r.Alg != "" && !validAlgText(r.Alg) {
 		return Target{}, NewError(ReasonMalformed, "alg is not an algorithm name")
 	}
-	return keyTarget(r.KID, r.OpID, false)
-}
-
-// Target implements [Request]. Every signature must name the same key and
-// version, and no track twice: else one key could satisfy two demands.
-func (r *VerifyRequest) Target() (Target, error) {
-	if _, err := ParseDigest(r.PayloadB3); err != nil {
+	if p := r.Policy; p != nil && (p.KClassical < 0 || p.KPQ < 0 || p.KClassical > MaxKIDSet || p.KPQ > MaxKIDSet) {
+		return Target{}, NewError(ReasonMalformed, "k_classical and k_pq must be 0 to 8")
+	}
+	if r.KID != "" && len(r.KIDSet) > 0 {
+		return Target{}, NewError(ReasonMalformed, "send either kid or kid_set")
+	}
+	if len(r.KIDSet) == 0 {
+		return keyTarget(r.KID, r.OpID, false)
+	}
+	kids, err := parseKIDSet(r.KIDSet)
+	if err != nil {
 		return Target{}, err
 	}
-	if _, err := ParseContext(r.ContextB64); err != nil {
+	id, err := parseOpID(r.OpID, false)
+	if err != nil {
 		return Target{}, err
+	}
+	return Target{Tenant: kids[0].Tenant, Keys: kids, OpID: id}, nil
+}
+
+// Target implements [Request]. Without a kid_set every signature must name
+// the same key and version; with one, keys of the set. No track of a key may
+// stand there twice: else one key could satisfy two demands.
+func (r *VerifyRequest) Target() (Target, error) {
+	if err := checkPayload(r.PayloadB3, r.PayloadB64, r.ContextB64); err != nil {
+		return Target{}, err
+	}
+	if p := r.Policy; p != nil && (p.KClassical < 0 || p.KPQ < 0 || p.KClassical > MaxKIDSet || p.KPQ > MaxKIDSet) {
+		return Target{}, NewError(ReasonMalformed, "k_classical and k_pq must be 0 to 8")
 	}
 	if len(r.Sigs) == 0 {
 		return Target{}, NewError(ReasonMalformed, "sigs is empty")
@@ -336,34 +395,65 @@ func (r *VerifyRequest) Target() (Target, error) {
 	if len(r.Sigs) > MaxSignatures {
 		return Target{}, NewError(ReasonTooMany, "sigs has more than 16 entries")
 	}
-	first, err := ParseKID(r.Sigs[0].KID)
+	set, err := parseKIDSet(r.KIDSet)
 	if err != nil {
 		return Target{}, err
 	}
-	for i, s := range r.Sigs {
-		k, err := ParseKID(s.KID)
+	kids := make([]KID, 0, len(r.Sigs))
+	for i := range r.Sigs {
+		k, err := r.Sigs[i].check()
 		if err != nil {
 			return Target{}, err
 		}
-		if k.Version == 0 {
-			return Target{}, NewError(ReasonKID, "kid of a signature needs its version: #vN")
+		if err := memberOf(k, set, kids); err != nil {
+			return Target{}, err
 		}
-		if k != first {
-			return Target{}, NewError(ReasonMixedKeys, "all signatures of a bundle must be of one key and version")
-		}
-		if !validAlgText(s.Alg) {
-			return Target{}, NewError(ReasonMalformed, "alg is not an algorithm name")
-		}
-		for _, earlier := range r.Sigs[:i] {
-			if earlier.Alg == s.Alg {
+		for j, earlier := range r.Sigs[:i] {
+			if earlier.Alg == r.Sigs[i].Alg && kids[j].Base() == k.Base() {
 				return Target{}, NewError(ReasonDuplicateSig, "two signatures of the same kid and alg")
 			}
 		}
-		if _, err := ParseBase64(s.SignatureB64); err != nil {
-			return Target{}, err
+		kids = append(kids, k)
+	}
+	if len(set) == 0 {
+		return Target{Tenant: kids[0].Tenant, Purpose: kids[0].Purpose, Key: kids[0]}, nil
+	}
+	return Target{Tenant: kids[0].Tenant, Keys: kids}, nil
+}
+
+func (s *Signature) check() (KID, error) {
+	k, err := ParseKID(s.KID)
+	if err != nil {
+		return KID{}, err
+	}
+	if k.Version == 0 {
+		return KID{}, NewError(ReasonKID, "kid of a signature needs its version: #vN")
+	}
+	if !validAlgText(s.Alg) {
+		return KID{}, NewError(ReasonMalformed, "alg is not an algorithm name")
+	}
+	if err := s.Validity.check(); err != nil {
+		return KID{}, err
+	}
+	_, err = ParseBase64(s.SignatureB64)
+	return k, err
+}
+
+// memberOf checks that a bundle may hold a signature by k beside those by
+// earlier.
+func memberOf(k KID, set, earlier []KID) error {
+	if len(set) == 0 {
+		if len(earlier) > 0 && earlier[0] != k {
+			return NewError(ReasonMixedKeys, "all signatures of a bundle must be of one key and version, or kid_set must name the keys")
+		}
+		return nil
+	}
+	for _, member := range set {
+		if member.Base() == k.Base() && (member.Version == 0 || member.Version == k.Version) {
+			return nil
 		}
 	}
-	return Target{Tenant: first.Tenant, Purpose: first.Purpose, Key: first}, nil
+	return NewError(ReasonMixedKeys, "a signature is by a key that kid_set does not name")
 }
 
 // ParseDigest decodes payload_b3: exactly 64 lower-case hex digits. Raw

@@ -117,6 +117,7 @@ const (
 	ReasonConflict      Reason = "conflict"
 	ReasonStaleVersion  Reason = "stale-version"
 	ReasonDestroyed     Reason = "destroyed"
+	ReasonVersions      Reason = "version-limit"
 	ReasonTimeSkew      Reason = "time_skew"
 	ReasonUnsupported   Reason = "unsupported"
 	ReasonTooLarge      Reason = "too-large"
@@ -134,10 +135,12 @@ const (
 	ReasonAudit         Reason = "audit-integrity"
 	ReasonPolicyDown    Reason = "policy-unavailable"
 	ReasonClosed        Reason = "closed"
+	ReasonClock         Reason = "clock-behind"
 	ReasonHandle        Reason = "handle"
 	ReasonForked        Reason = "forked"
 	ReasonABI           Reason = "abi"
 	ReasonSignature     Reason = "signature"
+	ReasonUnwrap        Reason = "unwrap"
 	ReasonInternal      Reason = "internal"
 )
 
@@ -192,6 +195,7 @@ var table = []Row{
 	{ReasonConflict, CodeConflict, 409, StatusConflict, true, "read the key again and retry"},
 	{ReasonStaleVersion, CodeStaleVersion, 409, StatusState, false, "name the head version, or none"},
 	{ReasonDestroyed, CodeKeyDestroyed, 409, StatusState, false, "create a new key; the old one still verifies"},
+	{ReasonVersions, CodeConflict, 409, StatusState, false, "create a new key; this one goes on as it is"},
 	{ReasonTimeSkew, CodeTimeSkew, 400, StatusInvalid, false, "check the clocks"},
 	{ReasonUnsupported, CodeUnsupported, 400, StatusUnsupported, false, "see docs/spec/algorithms.md for what this build and backend can do"},
 	{ReasonTooLarge, CodeTooLarge, 413, StatusTooLarge, false, "send less, or raise KMS_MAX_PAYLOAD"},
@@ -208,11 +212,13 @@ var table = []Row{
 	{ReasonAuditWrite, CodeStoreUnavailable, 503, StatusUnavailable, true, "the audit log cannot be written: check the disk, then restart"},
 	{ReasonAudit, CodeAuditIntegrity, 503, StatusUnavailable, false, "writes are refused, verify goes on: see docs/runbooks/integrity.md"},
 	{ReasonPolicyDown, CodePolicyUnavailable, 503, StatusUnavailable, true, "check the policy decision point"},
+	{ReasonClock, CodeTimeSkew, 503, StatusUnavailable, true, "set the clock, or wait until it has caught up with the log"},
 	{ReasonClosed, CodeStoreUnavailable, 503, StatusUnavailable, true, "the KMS is shutting down; retry elsewhere"},
 	{ReasonHandle, CodeBadRequest, 400, StatusHandle, false, "use a handle that is still open"},
 	{ReasonForked, CodeUnsupported, 400, StatusForked, false, "open the library after fork, or use fork and exec"},
 	{ReasonABI, CodeUnsupported, 400, StatusABI, false, "compile against this library's header"},
 	{ReasonSignature, CodeBadRequest, 400, StatusIntegrity, false, "the signature does not hold for this payload under this policy"},
+	{ReasonUnwrap, CodeBadRequest, 400, StatusIntegrity, false, "check the key, the associated data and the envelope: one of them is not what it was"},
 	{ReasonInternal, CodeInternal, 500, StatusInternal, false, "report this with the request_id"},
 }
 

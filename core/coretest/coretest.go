@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,6 +159,65 @@ func Verify(t testing.TB, k *core.KMS, s *core.Session, digest string, sigs []ap
 func Destroy(t testing.TB, k *core.KMS, s *core.Session, kid string) *api.DestroyResponse {
 	t.Helper()
 	return Must[api.DestroyResponse](t, k, s, "destroy", &api.DestroyRequest{OpID: uuid.NewString(), KID: kid})
+}
+
+// Wrap seals a fresh data key of n bytes to a key's head.
+func Wrap(t testing.TB, k *core.KMS, s *core.Session, kid string, n int) *api.WrapResponse {
+	t.Helper()
+	return Must[api.WrapResponse](t, k, s, "wrap", &api.WrapRequest{KID: kid, Size: n})
+}
+
+// Unwrap opens an envelope that has no associated data.
+func Unwrap(t testing.TB, k *core.KMS, s *core.Session, kid, envelope string) *api.UnwrapResponse {
+	t.Helper()
+	return Must[api.UnwrapResponse](t, k, s, "unwrap", &api.UnwrapRequest{KID: kid, WrappedB64: envelope})
+}
+
+// Derive makes the child of a key for a context.
+func Derive(t testing.TB, k *core.KMS, s *core.Session, kid, context, alg string) *api.DeriveResponse {
+	t.Helper()
+	return Must[api.DeriveResponse](t, k, s, "derive", &api.DeriveRequest{OpID: uuid.NewString(), KID: kid, Context: context, Alg: alg})
+}
+
+// CreateWith makes a key of the session's tenant; what of req is empty is
+// filled in as [Create] does.
+func CreateWith(t testing.TB, k *core.KMS, s *core.Session, req api.CreateRequest) *api.CreateResponse {
+	t.Helper()
+	if req.OpID == "" {
+		req.OpID = uuid.NewString()
+	}
+	if req.Tenant == "" {
+		req.Tenant = s.Tenant()
+	}
+	if req.Purpose == "" {
+		req.Purpose = "test"
+	}
+	return Must[api.CreateResponse](t, k, s, "create", &req)
+}
+
+// A Clock is a wall clock that tests set. It is safe for concurrent use.
+type Clock struct{ ms atomic.Int64 }
+
+// NewClock shows t, in whole milliseconds.
+func NewClock(t time.Time) *Clock {
+	c := new(Clock)
+	c.Set(t)
+	return c
+}
+
+// Now is the time shown.
+func (c *Clock) Now() time.Time { return time.UnixMilli(c.ms.Load()) }
+
+// Set changes the time shown.
+func (c *Clock) Set(t time.Time) { c.ms.Store(t.UnixMilli()) }
+
+// Move changes the time shown by d.
+func (c *Clock) Move(d time.Duration) { c.ms.Add(d.Milliseconds()) }
+
+// Base is a kid without its version.
+func Base(kid string) string {
+	base, _, _ := strings.Cut(kid, "#")
+	return base
 }
 
 // Get describes a key.

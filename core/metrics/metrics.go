@@ -25,6 +25,11 @@ type Metrics struct {
 	Keys *prometheus.GaugeVec
 	// Attest counts attestation evidence produced.
 	Attest *prometheus.CounterVec
+	// PQMode is 1 for the phase of the post-quantum migration and the verify
+	// mode that are in force.
+	PQMode *prometheus.GaugeVec
+	// PQRollout is how many percent of the tenants and purposes these hold for.
+	PQRollout prometheus.Gauge
 	// AuditIntegrityFailed counts verdicts against the audit log or the store.
 	AuditIntegrityFailed prometheus.Counter
 
@@ -53,12 +58,18 @@ func New() *Metrics {
 			Name: "kms_keys_total", Help: "Keys that can sign.",
 		}, []string{"tenant", "purpose", "alg"}),
 		Attest: counter("kms_attest_total", "Attestation evidence produced.", "backend"),
+		PQMode: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "kms_pq_mode", Help: "1 for the phase of the post-quantum migration and the verify mode in force.",
+		}, []string{"phase", "mode"}),
+		PQRollout: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kms_pq_rollout_percent", Help: "Share of tenants and purposes that the phase holds for.",
+		}),
 		AuditIntegrityFailed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kms_audit_integrity_failed_total", Help: "Verdicts that the audit log or the store was tampered with.",
 		}),
 		registry: prometheus.NewRegistry(),
 	}
-	m.registry.MustRegister(m.Ops, m.Latency, m.Reject, m.Keys, m.Attest, m.AuditIntegrityFailed,
+	m.registry.MustRegister(m.Ops, m.Latency, m.Reject, m.Keys, m.Attest, m.PQMode, m.PQRollout, m.AuditIntegrityFailed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -67,6 +78,15 @@ func New() *Metrics {
 func (m *Metrics) Observe(op, family, result string, took time.Duration) {
 	m.Ops.WithLabelValues(op, family, result).Inc()
 	m.Latency.WithLabelValues(op, family).Observe(took.Seconds())
+}
+
+// Migration says which phase of the post-quantum migration is in force, the
+// verify mode that it demands, and for how many percent of the tenants and
+// purposes.
+func (m *Metrics) Migration(phase, mode string, percent int) {
+	m.PQMode.Reset()
+	m.PQMode.WithLabelValues(phase, mode).Set(1)
+	m.PQRollout.Set(float64(percent))
 }
 
 // Handler serves the registry in the Prometheus text format.

@@ -235,7 +235,7 @@ func (p *parent) acknowledged(e entry, working bool) {
 	delete(p.tries, e.ID)
 	switch e.Verb {
 	case "":
-	case "sign":
+	case "sign", "wrap":
 		p.signatures = append(p.signatures, e)
 	default:
 		p.mutations = append(p.mutations, e)
@@ -295,7 +295,7 @@ func (p *parent) audit(log []coretest.Entry) {
 		if r.Op != e.Verb || r.Result != "ok" || r.Key != base(resp.KID) || r.KeySeq != resp.Receipt.KeySeq {
 			t.Errorf("record %d is %s %s of %s, want %s of %s", at, r.Op, r.Result, r.Key, e.Verb, resp.KID)
 		}
-		if e.Verb != "sign" && effects[uuid.MustParse(e.ID)] != 1 {
+		if mutates(e.Verb) && effects[uuid.MustParse(e.ID)] != 1 {
 			t.Errorf("%s %s has %d effects on record", e.Verb, e.ID, effects[uuid.MustParse(e.ID)])
 		}
 	}

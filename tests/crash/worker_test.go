@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,7 +42,7 @@ const (
 	maxLive = 12 // keys that are not destroyed
 )
 
-var algorithms = []string{"ed25519", "ed25519+ml-dsa-65", "ml-dsa-65", "ed25519"}
+var algorithms = []string{"ed25519", "ed25519+ml-dsa-65", "ml-dsa-65", "aes-256-gcm", "x25519+ml-kem-768", "hkdf-sha256"}
 
 func storeConfig(dir string) *config.Config {
 	cfg := config.Default()
@@ -130,6 +131,8 @@ func (w *worker) check(r io.Reader) (n int) {
 			w.retry(e)
 		case e.Verb == "sign":
 			w.checkSignature(e)
+		case e.Verb == "wrap":
+			w.checkEnvelope(e)
 		default:
 			w.checkAnswer(e)
 		}
@@ -143,7 +146,7 @@ func (w *worker) retry(e entry) {
 	switch {
 	case err == nil:
 		w.say(entry{Kind: "ack", ID: e.ID, Verb: e.Verb, Req: e.Req, Resp: resp})
-	case api.HasReason(err, api.ReasonDestroyed) && e.Verb == "rotate":
+	case api.HasReason(err, api.ReasonDestroyed) && (e.Verb == "rotate" || e.Verb == "derive"):
 		w.say(entry{Kind: "ack", ID: e.ID})
 	default:
 		w.fail("retry of %s %s: %v", e.Verb, e.Req, err)
@@ -160,6 +163,22 @@ func (w *worker) checkSignature(e entry) {
 	v, err := coretest.Do[api.VerifyResponse](w.k, w.s, "verify", &api.VerifyRequest{PayloadB3: req.PayloadB3, Sigs: resp.Sigs})
 	if err != nil || !v.OK {
 		w.fail("an acknowledged signature by %s does not verify: %+v, %v", resp.KID, v, err)
+	}
+}
+
+// checkEnvelope: every acknowledged envelope opens to its data key, unless its
+// key was destroyed.
+func (w *worker) checkEnvelope(e entry) {
+	var resp api.WrapResponse
+	if err := json.Unmarshal(e.Resp, &resp); err != nil {
+		w.fail("journal: %v", err)
+	}
+	u, err := coretest.Do[api.UnwrapResponse](w.k, w.s, "unwrap", &api.UnwrapRequest{KID: base(resp.KID), WrappedB64: resp.WrappedB64})
+	if api.HasReason(err, api.ReasonDestroyed) {
+		return
+	}
+	if err != nil || u.PlaintextKeyB64 != resp.PlaintextKeyB64 || u.KID != resp.KID {
+		w.fail("an acknowledged envelope of %s does not open: %v", resp.KID, err)
 	}
 }
 
@@ -186,8 +205,8 @@ func (w *worker) checkAnswer(e entry) {
 	if now.Key.Head < was.Key.Head || was.Key.State == api.StateDestroyed && now.Key.State != api.StateDestroyed {
 		w.fail("key %s went back: %s head %d, was %s head %d", was.Key.KID, now.Key.State, now.Key.Head, was.Key.State, was.Key.Head)
 	}
-	for i, v := range was.Key.Versions {
-		if got := now.Key.Versions[i]; got.KID != v.KID || got.Public[0] != v.Public[0] || !got.CreatedAt.Equal(v.CreatedAt) {
+	for _, v := range was.Key.Versions {
+		if got := now.Key.Versions[v.Version-1]; got.KID != v.KID || !slices.Equal(got.Public, v.Public) || !got.CreatedAt.Equal(v.CreatedAt) {
 			w.fail("version %s is another one", v.KID)
 		}
 	}
@@ -208,6 +227,11 @@ func answer(resp []byte) string {
 	return string(b)
 }
 
+func mutates(verb string) bool {
+	v, ok := core.VerbNamed(verb)
+	return ok && v.Mutates
+}
+
 func base(kid string) string {
 	name, _, _ := strings.Cut(kid, "#")
 	return name
@@ -222,7 +246,7 @@ func (w *worker) list() {
 			w.fail("list: %v", err)
 		}
 		for _, key := range r.Keys {
-			if key.State == api.StateActive {
+			if key.State == api.StateActive && key.Parent == "" {
 				w.keys = append(w.keys, base(key.KID))
 			}
 		}
@@ -252,6 +276,11 @@ func (w *worker) work(rng *rand.Rand) {
 			verb, req = "rotate", &api.RotateRequest{OpID: id, KID: kid}
 		case p < 9 && live > maxLive/2:
 			verb, req = "destroy", &api.DestroyRequest{OpID: id, KID: kid}
+		case strings.Contains(kid, "/hkdf-sha256/"):
+			context := fmt.Sprintf("ctx%d", rng.IntN(3)) // some again
+			verb, req = "derive", &api.DeriveRequest{OpID: id, KID: kid, Context: context, Alg: "ed25519"}
+		case strings.Contains(kid, "/aes-256-gcm/"), strings.Contains(kid, "/x25519+ml-kem-768/"):
+			verb, req = "wrap", &api.WrapRequest{KID: kid, Size: 32}
 		default:
 			req = &api.SignRequest{KID: kid, PayloadB3: coretest.Digest(byte(rng.IntN(256)))}
 		}
@@ -264,7 +293,7 @@ func (w *worker) do(verb, id string, req any) {
 	if err != nil {
 		w.fail("%v", err)
 	}
-	if verb != "sign" {
+	if mutates(verb) {
 		w.say(entry{Kind: "try", ID: id, Verb: verb, Req: body})
 	}
 	resp, err := w.call(verb, body)
