@@ -63,7 +63,7 @@ check: ## what a change must pass besides the tests: format, analysis, licences,
 	bash tests/scripts/check.sh
 
 .PHONY: bench
-bench: ## measure; ONLY=prefix runs those whose name begins so; writes build/bench.json
+bench: build ## measure; ONLY=prefix runs those whose name begins so; writes build/bench.json
 	mkdir -p $(BUILD)
 	GOEXPERIMENT=$(EXPERIMENT) $(GO) run ./tests/bench -only '$(ONLY)'
 

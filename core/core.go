@@ -211,6 +211,8 @@ func openError(err error) error {
 		return api.WrapError(api.ReasonStoreMissing, "there is no store in this folder, or a part of it is missing", err)
 	case errors.Is(err, backends.ErrExists):
 		return api.WrapError(api.ReasonStoreExists, "there is something in this folder already", err)
+	case errors.Is(err, errNewer):
+		return api.WrapError(api.ReasonStoreNewer, "the store was written by a newer version of ron-kms", err)
 	case errors.Is(err, backends.ErrPassphrase):
 		return api.WrapError(api.ReasonPassphrase, "the passphrase does not open this store (or root.age is damaged)", err)
 	case errors.Is(err, backends.ErrTampered):
@@ -415,13 +417,19 @@ type Readiness struct {
 	Verify  bool     `json:"verify"` // verify works
 	Mode    string   `json:"mode"`   // "durable" or "amnesia"
 	Backend string   `json:"backend"`
-	Missing []string `json:"missing"`          // what is not in order, if any
-	Reason  string   `json:"reason,omitempty"` // a reason of the error table
+	Missing []string `json:"missing"` // what is not in order, if any
+	// Degraded is what works and should be looked at: "clock_synchronized" if
+	// the kernel does not say that the clock is disciplined.
+	Degraded []string `json:"degraded"`
+	Reason   string   `json:"reason,omitempty"` // a reason of the error table
 }
 
 // Ready reports what works.
 func (k *KMS) Ready() Readiness {
-	r := Readiness{Ready: true, Verify: true, Mode: "durable", Backend: k.cfg.Backend, Missing: []string{}}
+	r := Readiness{Ready: true, Verify: true, Mode: "durable", Backend: k.cfg.Backend, Missing: []string{}, Degraded: []string{}}
+	if s, err := k.time.Status(); err != nil || !s.Synchronized {
+		r.Degraded = append(r.Degraded, "clock_synchronized")
+	}
 	if k.cfg.IsAmnesia() {
 		r.Mode = "amnesia"
 	}

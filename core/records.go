@@ -147,10 +147,14 @@ func (v *vault) decode(name string, value []byte, record any) error {
 		return fmt.Errorf("record %s: %w", kindOf(name), backends.ErrTampered)
 	}
 	if err := json.Unmarshal(value[overhead:], record, json.RejectUnknownMembers(true)); err != nil {
-		return fmt.Errorf("record %s: %w: %w", kindOf(name), backends.ErrTampered, err)
+		// Authentic, and yet not ours: another version wrote it.
+		return fmt.Errorf("record %s: %w: %w", kindOf(name), errNewer, err)
 	}
 	return nil
 }
+
+// errNewer is a store with records that this version cannot read.
+var errNewer = errors.New("the store was written by a newer version of ron-kms")
 
 // kindOf keeps names, which hold tenants, out of error texts.
 func kindOf(name string) string {

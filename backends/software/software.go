@@ -195,12 +195,7 @@ func (c *Custodian) Derive(_ context.Context, ref backends.Ref, sealed []byte, i
 				return err
 			}
 			defer seed.Destroy()
-			expanded, err := ct.Expand(c.arena, seed)
-			if err != nil {
-				return err
-			}
-			defer expanded.Destroy()
-			public, err := ct.Public(expanded)
+			public, err := ct.Adopt(c.arena, seed)
 			if err != nil {
 				return err
 			}

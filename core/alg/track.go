@@ -101,6 +101,16 @@ func (t *Track) Generate(a *secret.Arena) (seed *secret.Bytes, public []byte, er
 	return seed, public, nil
 }
 
+// Adopt returns the public key of a seed that was made elsewhere, once the two
+// have been used together as Generate does.
+func (t *Track) Adopt(a *secret.Arena, seed *secret.Bytes) (public []byte, err error) {
+	public, err = t.try(a, seed)
+	if err != nil {
+		return nil, fmt.Errorf("alg: adopt %s: %w", t.name, err)
+	}
+	return public, nil
+}
+
 // try returns the public key of seed, once the two have been used together.
 func (t *Track) try(a *secret.Arena, seed *secret.Bytes) ([]byte, error) {
 	expanded, err := t.Expand(a, seed)

@@ -220,7 +220,7 @@ func makeDeriveVectors(t *testing.T) deriveVectors {
 		v.OKM = okm
 		out.Vectors = append(out.Vectors, v)
 	}
-	for _, r := range []refusedLabels{
+	out.Refused = append(out.Refused, []refusedLabels{
 		{"empty context", "acme", "release", ""},
 		{"empty tenant", "", "release", "ci"},
 		{"empty purpose", "acme", "", "ci"},
@@ -232,9 +232,7 @@ func makeDeriveVectors(t *testing.T) deriveVectors {
 		{"slash", "acme", "release", "a/b"},
 		{"not ASCII", "acme", "release", "é"},
 		{"too long", "acme", "release", long + "x"},
-	} {
-		out.Refused = append(out.Refused, r)
-	}
+	}...)
 	return out
 }
 

@@ -129,6 +129,7 @@ const (
 	ReasonStoreBusy     Reason = "store-busy"
 	ReasonStoreMissing  Reason = "store-missing"
 	ReasonStoreExists   Reason = "store-exists"
+	ReasonStoreNewer    Reason = "store-newer"
 	ReasonStoreTampered Reason = "store-tampered"
 	ReasonPassphrase    Reason = "passphrase"
 	ReasonAuditWrite    Reason = "audit-write"
@@ -207,6 +208,7 @@ var table = []Row{
 	{ReasonStoreBusy, CodeStoreUnavailable, 503, StatusBusy, true, "another process has this store open; stop it, or use its endpoint"},
 	{ReasonStoreMissing, CodeStoreUnavailable, 503, StatusUnavailable, false, "create the store with ron-kms init"},
 	{ReasonStoreExists, CodeConflict, 409, StatusConflict, false, "choose another folder; nothing was changed"},
+	{ReasonStoreNewer, CodeUnsupported, 400, StatusUnsupported, false, "use the version that wrote the store, or a later one"},
 	{ReasonStoreTampered, CodeAuditIntegrity, 503, StatusUnavailable, false, "the store was changed from outside or damaged: see docs/runbooks/integrity.md"},
 	{ReasonPassphrase, CodeStoreUnavailable, 503, StatusUnavailable, false, "check the passphrase"},
 	{ReasonAuditWrite, CodeStoreUnavailable, 503, StatusUnavailable, true, "the audit log cannot be written: check the disk, then restart"},

@@ -43,7 +43,14 @@ experiment() { GOEXPERIMENT=runtimesecret go test -timeout 5m ./core/... ./backe
 offline() { python3 docs/vectors/verify_offline.py docs/vectors/preimage.json; }
 
 # Vectors and libraries of others, in a module of their own.
-oracles() { (cd tests/oracles && go vet ./... && go test -timeout 5m ./...); }
+oracles() {
+	(
+		cd tests/oracles
+		go vet ./...
+		go test -timeout 5m -v -run '^TestVectors$' . # prints how many vectors of each file ran
+		go test -timeout 5m ./...
+	)
+}
 
 install_peers
 step "vet and build" bash -c 'go vet ./... && go build ./...'
