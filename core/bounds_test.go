@@ -247,3 +247,24 @@ func TestVersionsAreBounded(t *testing.T) {
 		t.Fatalf("get shows %d versions", len(got.Key.Versions))
 	}
 }
+
+// Under strict, a signature that nobody can check spoils a quorum as a bad one
+// does..
+func TestStrictQuorum(t *testing.T) {
+	t.Parallel()
+	k := Amnesia(t)
+	s := Session(t, k, "acme")
+	known := Create(t, k, s, "ed25519").KID
+	sigs := Sign(t, k, s, known, Digest(1)).Sigs
+	stranger := "acme/test/ed25519/" + uuid.NewString()
+	sigs = append(sigs, api.Signature{KID: stranger + "#v1", Alg: "ed25519", SignatureB64: sigs[0].SignatureB64})
+	for _, strict := range []bool{false, true} {
+		got := Must[api.VerifyResponse](t, k, s, "verify", &api.VerifyRequest{
+			PayloadB3: Digest(1), Sigs: sigs, KIDSet: []string{known, stranger},
+			Policy: &api.VerifyPolicy{KClassical: 1, Strict: strict},
+		})
+		if got.OK == strict {
+			t.Errorf("strict %t: ok %t", strict, got.OK)
+		}
+	}
+}

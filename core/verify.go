@@ -110,6 +110,7 @@ func (k *KMS) verdict(d *decided, req *api.VerifyRequest) (*api.VerifyResponse, 
 			}
 		}
 		if v == nil {
+			bad = true
 			continue
 		}
 		if _, err := k.lookupAlg(cur.alg.Name()); err != nil {
