@@ -268,3 +268,29 @@ func TestStrictQuorum(t *testing.T) {
 		}
 	}
 }
+
+// KMS_SCOPE_STRICT leaves each verb the one scope named after it. D-5, R-237.
+func TestScopeStrict(t *testing.T) {
+	t.Parallel()
+	for _, strict := range []bool{false, true} {
+		k := amnesiaWith(t, func(c *config.Config) { c.ScopeStrict = strict })
+		rotate := Session(t, k, "acme", "kms:rotate")
+		if _, err := Do[api.CreateResponse](k, rotate, "create", create(uuid.NewString(), "ed25519", nil)); (Code(err) == api.CodeNoCapability) != strict {
+			t.Errorf("strict %t: create with kms:rotate: %v", strict, err)
+		}
+		s := Session(t, k, "acme")
+		kid := Create(t, k, s, "ed25519").KID
+		bundle := api.VerifyRequest{PayloadB3: Digest(1), Sigs: Sign(t, k, s, kid, Digest(1)).Sigs}
+		read := Session(t, k, "acme", "kms:read")
+		if _, err := Do[api.VerifyResponse](k, read, "verify", &bundle); (Code(err) == api.CodeNoCapability) != strict {
+			t.Errorf("strict %t: verify with kms:read: %v", strict, err)
+		}
+		_, err := Do[api.VerifyBatchResponse](k, read, "verify_batch", &api.VerifyBatchRequest{Items: []api.VerifyRequest{bundle}})
+		if (Code(err) == api.CodeNoCapability) != strict {
+			t.Errorf("strict %t: verify_batch with kms:read: %v", strict, err)
+		}
+		if _, err := Do[api.ExportResponse](k, read, "export", &api.ExportRequest{KID: kid}); Code(err) != api.CodeExportForbidden {
+			t.Errorf("strict %t: export: %v", strict, err)
+		}
+	}
+}

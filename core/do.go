@@ -136,7 +136,7 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 		return cleared{}, err
 	}
 	c.target = target
-	r := capability.Request{Scopes: c.verb.Scopes, Tenant: target.Tenant, Purpose: target.Purpose, Now: c.start}
+	r := capability.Request{Scopes: k.scopes(c.verb), Tenant: target.Tenant, Purpose: target.Purpose, Now: c.start}
 	switch {
 	case len(target.Keys) > 0:
 		return k.authorizeSet(c, r)
@@ -149,9 +149,6 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 		} else {
 			r.KID = target.Tenant + "/" + target.Purpose
 		}
-	}
-	if c.verb.Name == "verify" && k.cfg.VerifyScopeEnforce {
-		r.Scopes = r.Scopes[:1]
 	}
 	permit, err := c.session.grant.Clear(r)
 	if err != nil {
@@ -171,11 +168,18 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 	return cleared{c}, nil
 }
 
+// scopes are the scopes of which any one suffices for a verb. The first is the
+// verb's own; the settings may leave no other.
+func (k *KMS) scopes(v *Verb) []string {
+	verifies := v.Name == "verify" || v.Name == "verify_batch"
+	if v.Name != "export" && k.cfg.ScopeStrict || verifies && k.cfg.VerifyScopeEnforce {
+		return v.Scopes[:1]
+	}
+	return v.Scopes
+}
+
 // authorizeSet clears a request about several keys once for each.
 func (k *KMS) authorizeSet(c *call, r capability.Request) (cleared, error) {
-	if k.cfg.VerifyScopeEnforce && c.verb.Name != "sign" {
-		r.Scopes = r.Scopes[:1]
-	}
 	for _, kid := range c.target.Keys {
 		r.KID, r.Purpose = kid.String(), kid.Purpose
 		permit, err := c.session.grant.Clear(r)

@@ -115,6 +115,11 @@ type Config struct {
 	// VerifyScopeEnforce demands kms:verify for verify; otherwise kms:read
 	// suffices too.
 	VerifyScopeEnforce bool `env:"KMS_VERIFY_SCOPE_ENFORCE" json:"verify_scope_enforce,omitempty"`
+
+	// ScopeStrict demands the one scope that is named after what a verb does:
+	// kms:create for create, where otherwise kms:rotate suffices too, and
+	// kms:verify for verify.
+	ScopeStrict bool `env:"KMS_SCOPE_STRICT" json:"scope_strict,omitempty"`
 }
 
 // clientVariables are read by the command line only.
