@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -554,4 +555,38 @@ func (b *beforeSign) Sign(ctx context.Context, ref backends.Ref, scheme alg.Sche
 		b.hook()
 	}
 	return b.Backend.Sign(ctx, ref, scheme, sealed, msg)
+}
+
+// A batch does not go on with a key that was destroyed meanwhile: what follows
+// the destruction is refused item by item.
+func TestBatchStopsWhenDestroyed(t *testing.T) {
+	t.Parallel()
+	k, s := amnesia(t)
+	made, err := crashDo(k, s, "create", &api.CreateRequest{OpID: uuid.NewString(), Tenant: s.Tenant(), Purpose: "test", Alg: "ed25519"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kid := made.(*api.CreateResponse).KID
+	n := 0
+	k.vault.Backend = &beforeSign{Backend: k.vault.Backend, hook: func() {
+		if n++; n == 3 {
+			base, _, _ := strings.Cut(kid, "#")
+			if _, err := crashDo(k, s, "destroy", &api.DestroyRequest{OpID: uuid.NewString(), KID: base}); err != nil {
+				t.Error(err)
+			}
+		}
+	}}
+	req := &api.SignBatchRequest{KID: kid}
+	for range 6 {
+		req.Items = append(req.Items, api.SignItem{PayloadB3: digest1})
+	}
+	r, err := crashDo(k, s, "sign_batch", req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, got := range r.(*api.SignBatchResponse).Results {
+		if refused := got.Error != nil && got.Error.Code == api.CodeKeyDestroyed; refused != (i >= 3) {
+			t.Errorf("item %d: %+v", i, got)
+		}
+	}
 }
