@@ -171,7 +171,7 @@ func (k *KMS) start(ctx context.Context, o Options) error {
 		k.tampered(damage)
 	}
 	for kid, r := range found.keys {
-		err := k.publish(kid, r)
+		parsed, err := newKey(kid, r, k.clock(), nil)
 		if api.HasReason(err, api.ReasonUnsupported) {
 			k.log.Warn("a stored key is of an algorithm that this build does not have; it cannot be used", "alg", kid.Alg)
 			continue
@@ -179,6 +179,7 @@ func (k *KMS) start(ctx context.Context, o Options) error {
 		if err != nil {
 			return err
 		}
+		k.publish(parsed)
 	}
 	return k.openAudit(ctx, found)
 }
@@ -224,21 +225,16 @@ func openError(err error) error {
 }
 
 // publish makes a stored key usable.
-func (k *KMS) publish(kid api.KID, r *keyRecord) error {
-	parsed, err := newKey(kid, r, k.clock(), k.keys.get(kid))
-	if err != nil {
-		return err
-	}
-	old := k.keys.put(parsed)
-	gauge := k.metrics.Keys.WithLabelValues(kid.Tenant, kid.Purpose, parsed.alg.Family())
-	wasUsable, usable := old != nil && old.signs(), parsed.signs()
+func (k *KMS) publish(next *key) {
+	old := k.keys.put(next)
+	gauge := k.metrics.Keys.WithLabelValues(next.kid.Tenant, next.kid.Purpose, next.alg.Family())
+	wasUsable, usable := old != nil && old.signs(), next.signs()
 	switch {
 	case usable && !wasUsable:
 		gauge.Inc()
 	case wasUsable && !usable:
 		gauge.Dec()
 	}
-	return nil
 }
 
 // tampered notes a verdict: from now on, and until the store is repaired and

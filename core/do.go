@@ -34,7 +34,7 @@ func (k *KMS) Do(ctx context.Context, s *Session, verb *Verb, req api.Request) (
 	c := &call{verb: verb, session: s, req: req, start: k.clock()}
 	resp, err := k.do(ctx, c)
 	if err != nil {
-		return nil, k.refuse(ctx, c, err)
+		return nil, k.refuse(c, err)
 	}
 	return resp, nil
 }
@@ -71,11 +71,10 @@ type call struct {
 	start   time.Time
 
 	// Filled as the call goes on, for its record.
-	target  api.Target
-	permit  capability.Permit
-	hash    [32]byte // of the request, once computed
-	intent  uint64   // audit index of the intent, +1; 0 if there is none
-	settled bool     // the intent's fate is known and must be recorded
+	target api.Target
+	permit capability.Permit
+	hash   [32]byte // of the request, once computed
+	intent uint64   // audit index of the intent, +1; 0 if there is none
 }
 
 type (
@@ -143,12 +142,7 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 	case !target.Key.IsZero():
 		r.KID = target.Key.String()
 	case c.verb.Name == "create":
-		create := c.req.(*api.CreateRequest)
-		if a, ok := alg.Lookup(create.Alg); ok {
-			r.KID = target.Tenant + "/" + target.Purpose + "/" + a.Name()
-		} else {
-			r.KID = target.Tenant + "/" + target.Purpose
-		}
+		r.KID = newKeyPrefix(target, c.req.(*api.CreateRequest).Alg)
 	}
 	permit, err := c.session.grant.Clear(r)
 	if err != nil {
@@ -157,15 +151,21 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 	c.permit = permit
 	if derive, ok := c.req.(*api.DeriveRequest); ok {
 		// The child is a new key: who may not make it may not derive it.
-		r.KID = target.Tenant + "/" + target.Purpose
-		if a, ok := alg.Lookup(derive.Alg); ok {
-			r.KID += "/" + a.Name()
-		}
+		r.KID = newKeyPrefix(target, derive.Alg)
 		if _, err := c.session.grant.Clear(r); err != nil {
 			return cleared{}, refusal(err, c.verb)
 		}
 	}
 	return cleared{c}, nil
+}
+
+// newKeyPrefix is what is known of the kid of a key to be made.
+func newKeyPrefix(target api.Target, algName string) string {
+	prefix := target.Tenant + "/" + target.Purpose
+	if a, ok := alg.Lookup(algName); ok {
+		prefix += "/" + a.Name()
+	}
+	return prefix
 }
 
 // scopes are the scopes of which any one suffices for a verb. The first is the
@@ -277,7 +277,7 @@ func (k *KMS) reply(r recorded) any {
 
 // refuse records and counts a call that did not succeed, and returns its
 // error in the table's terms.
-func (k *KMS) refuse(ctx context.Context, c *call, err error) error {
+func (k *KMS) refuse(c *call, err error) error {
 	e := api.AsError(err)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		e = timeout(err)
@@ -300,17 +300,10 @@ func (k *KMS) refuse(ctx context.Context, c *call, err error) error {
 	if len(c.target.Keys) > 0 {
 		about.detail = strings.Join(names(c.target.Keys), " ")
 	}
-	r := k.newRecord(c, kind, about)
-	if c.intent != 0 && c.settled {
-		// The intent's end must be on record before the caller learns it.
-		if _, err := k.append(context.WithoutCancel(ctx), r); err != nil {
-			return api.AsError(err)
-		}
-		return e
-	}
 	if c.intent == 0 {
-		k.offer(r)
+		k.offer(k.newRecord(c, kind, about))
 	}
+	// An intent whose commit failed has no known end: the next open settles it.
 	return e
 }
 

@@ -54,6 +54,21 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	if err != nil {
 		return outcome{}, err
 	}
+	// All that can still fail on our side comes before the intent: behind one,
+	// only the commit does.
+	next, err := newKey(ch.kid.Base(), ch.record, k.clock(), k.keys.get(ch.kid))
+	if err != nil {
+		return outcome{}, err
+	}
+	// The stored answer must not grow with the key's age.
+	shown := ch.kid.Version
+	if shown == 0 {
+		shown = ch.record.Head
+	}
+	answer, err := json.Marshal(ch.response(only(next.public, shown)), json.Deterministic(true))
+	if err != nil {
+		return outcome{}, err
+	}
 
 	intent := k.newRecord(d.call, audit.KindIntent, entry{kid: ch.kid})
 	receipts, err := k.append(ctx, intent)
@@ -66,21 +81,6 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	ctx = context.WithoutCancel(ctx)
 	d.intent = at.LogIndex + 1
 	ch.record.Intent = at.LogIndex
-	next, err := newKey(ch.kid.Base(), ch.record, k.clock(), k.keys.get(ch.kid))
-	if err != nil {
-		d.settled = true
-		return outcome{}, err
-	}
-	// The stored answer must not grow with the key's age.
-	shown := ch.kid.Version
-	if shown == 0 {
-		shown = ch.record.Head
-	}
-	answer, err := json.Marshal(ch.response(only(next.public, shown)), json.Deterministic(true))
-	if err != nil {
-		d.settled = true
-		return outcome{}, err
-	}
 	err = k.vault.commit(ctx, d.intent, 0,
 		named{prefixKey + next.kid.String(), ch.record},
 		named{name, opRecord{RequestHash: hash[:], Intent: at.LogIndex, Response: answer}})
@@ -89,9 +89,7 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 		// open finds out and writes the result.
 		return outcome{}, k.failed(api.ReasonStore, err)
 	}
-	if err := k.publish(next.kid, ch.record); err != nil {
-		return outcome{}, k.failed(api.ReasonStore, err)
-	}
+	k.publish(next)
 	for _, ref := range ch.forget {
 		k.vault.Forget(ref)
 	}
