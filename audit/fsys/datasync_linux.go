@@ -1,4 +1,4 @@
-package audit
+package fsys
 
 import (
 	"os"
