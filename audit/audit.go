@@ -19,6 +19,10 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/rustyonions/ron-kms/audit/fsys"
+	"github.com/rustyonions/ron-kms/audit/notekey"
+	"github.com/rustyonions/ron-kms/audit/tiles"
 )
 
 // Limits and defaults of a log. Sizes are in bytes.
@@ -27,9 +31,14 @@ const (
 	DefaultCheckpointInterval = time.Second
 	DefaultCheckpointRecords  = 4096
 	DefaultHeartbeat          = time.Minute
+	DefaultRingSegments       = 8
+	DefaultScrubInterval      = time.Second
+	DefaultWitnessInterval    = 10 * time.Second
 
 	minSegmentSize = 64 << 10
 	maxSegmentSize = 64 << 20
+	minSegments    = 5 // one in use, one being packed, two spare, and one to be recycled
+	maxSegments    = 64
 
 	// memoryRecords is how many of its latest records a memory log keeps.
 	memoryRecords = 65536
@@ -39,7 +48,7 @@ const (
 
 var (
 	// ErrBusy is returned by Open when another process, or this one, has the log open.
-	ErrBusy = errors.New("the audit log is in use")
+	ErrBusy = fsys.ErrBusy
 	// ErrClosed is wrapped by every error of a log that was closed.
 	ErrClosed = errors.New("the audit log is closed")
 	// ErrFailed is wrapped by every error of a log that stopped after a failed write, sync or signature.
@@ -47,8 +56,11 @@ var (
 	ErrFailed = errors.New("the audit log has failed and must be reopened")
 	// ErrExists is returned by Create when the directory is not empty.
 	ErrExists = errors.New("the directory is not empty")
-	// ErrNotKept is returned by Read for records that a memory log no longer holds.
-	ErrNotKept = errors.New("the record is no longer kept")
+	// ErrFull is wrapped by the errors of Append while the disk has no place. Nothing was recorded, and nothing is lost: the log
+	// takes records again by itself when there is place.
+	ErrFull = errors.New("the disk of the audit log is full")
+	// ErrNotKept is returned by Read for records that were pruned, or that a memory log no longer holds.
+	ErrNotKept = tiles.ErrPruned
 )
 
 // A Verdict is what the verification of a log found, one word for metrics and runbooks.
@@ -65,6 +77,10 @@ const (
 	VerdictTampered   Verdict = "tampered"   // records are altered, or bytes that no crash leaves were added
 	VerdictCheckpoint Verdict = "checkpoint" // a checkpoint is missing, not signed by the key, or contradicts the records
 	VerdictClosed     Verdict = "closed"     // the log was closed cleanly, yet something follows or differs
+	VerdictSnapshot   Verdict = "snapshot"   // the snapshot is damaged, or not of this log
+	VerdictStale      Verdict = "stale"      // an anchor or a witness knows a longer log: this one was put back
+	VerdictAnchor     Verdict = "anchor"     // an anchor is of another log, or older than a crash explains
+	VerdictExport     Verdict = "export"     // an export, a proof or a server's answer is not what the keys of the log signed
 )
 
 // advice tells the operator what to do, in plain words.
@@ -77,6 +93,10 @@ var advice = map[Verdict]string{
 	VerdictForked:     "keep a copy of the directory: two histories exist; compare both with the checkpoints held elsewhere",
 	VerdictTampered:   "keep a copy of the directory and restore from the backup; records before the damage are intact",
 	VerdictCheckpoint: "keep a copy of the directory and compare with the checkpoints held elsewhere",
+	VerdictSnapshot:   "keep a copy of the directory and restore the snapshot file from the backup; ron-kms audit verify reads the records themselves",
+	VerdictStale:      "keep a copy of the directory: it is older than what others have seen; find the newer one, or follow docs/runbooks/integrity.md",
+	VerdictAnchor:     "check that this anchor belongs to this log and was not put back; see docs/runbooks/integrity.md",
+	VerdictExport:     "do not rely on it; get it from the log again, and keep both if it comes the same",
 	VerdictClosed:     "keep a copy of the directory: it changed while no program had it open; restore from the backup",
 }
 
@@ -84,89 +104,86 @@ var advice = map[Verdict]string{
 type IntegrityError struct {
 	Verdict Verdict
 	Index   uint64 // the number of leading records that are intact
-	Segment int    // where the damage begins: segment number and byte offset in it
+	Segment int    // where the damage begins: segment number and byte offset in it; -1 if that is not in the ring
 	Offset  int64
 	Reason  string // what was found, in plain words
 }
 
 // Error says what was found, where, and what to do.
 func (e *IntegrityError) Error() string {
+	if e.Segment < 0 {
+		return fmt.Sprintf("audit: integrity: %s: %s (%d records intact): %s", e.Verdict, e.Reason, e.Index, advice[e.Verdict])
+	}
 	return fmt.Sprintf("audit: integrity: %s: %s (%d records intact; segment %d, offset %d): %s",
 		e.Verdict, e.Reason, e.Index, e.Segment, e.Offset, advice[e.Verdict])
 }
 
-// Options configure a log. Origin, Signer and Verifier are required; MACKey too unless the log is in memory.
+// Options configure a log. Origin, Signers and Keys are required; MACKey too unless the log is in memory.
 type Options struct {
-	// Origin names the log in its checkpoints, as host/path without spaces or pluses. It must be the
-	// name of Signer and Verifier, so that the public key alone tells which log it speaks for.
+	// Origin names the log in its checkpoints, as host/path without spaces or pluses. It is the name of the keys, so that
+	// the public keys alone tell which log they speak for.
 	Origin string
-	// Signer signs checkpoints, and Verifier checks them. A signature that cannot be made stops the log.
-	Signer   note.Signer
-	Verifier note.Verifier
-	// VerifierKey is the public key in text (C2SP vkey) for the format file, as a convenience to
-	// auditors, who must know it from elsewhere to trust it. Empty writes the key's name and hash only.
-	VerifierKey string
-	// MACKey lends the 32-byte key of the frame and head MACs to use, for the duration of the call.
+	// Signers sign checkpoints, and Keys are their public keys: all of them sign each one. A signature that cannot be made
+	// stops the log.
+	Signers []note.Signer
+	Keys    *notekey.Set
+	// MACKey lends the 32-byte key of the MACs of frames, head and snapshot to use, for the duration of the call.
 	MACKey func(use func(key []byte))
 	// SegmentSize is the size of each segment file in bytes, a multiple of 512 from 64 KiB to 64 MiB. Only
 	// Create reads it; it bounds a commit too. 0 is DefaultSegmentSize.
 	SegmentSize int64
+	// RingSegments is how many segments there may be, from 5 to 64. They hold what is not packed yet, and so bound how much work
+	// opening is. 0 is the default.
+	RingSegments int
 	// CheckpointInterval and CheckpointRecords say when new records are signed: after that time, or as
 	// soon as that many are unsigned. Heartbeat is when an idle log signs that nothing happened.
 	// 0 is the default.
 	CheckpointInterval time.Duration
 	CheckpointRecords  int
 	Heartbeat          time.Duration
+	// ScrubInterval is the time between steps of the scrubber, each of which reads 4096 packed records again. 0 is the default.
+	ScrubInterval time.Duration
+	// Anchors keep the log's head elsewhere.
+	Anchors []AnchorOption
+	// Witnesses see the log's checkpoints, one each WitnessInterval at most. 0 is the default.
+	Witnesses       []WitnessOption
+	WitnessInterval time.Duration
 	// Clock gives the time of records. Nil is time.Now.
 	Clock func() time.Time
 	// Boot identifies this run of the program in every record. Zero is replaced by random bytes.
 	Boot [16]byte
-	// OnRecord, if set, is called by Open for each record found, in order. An error ends Open.
-	OnRecord func(index uint64, r *Record) error
-	// OnFailure, if set, is called once, without locks held, when the log becomes unable to append.
+	// OnFailure, if set, is called once, without locks held, when the log becomes unable to append. The error may be an
+	// *IntegrityError that the scrubber or a witness led to.
 	OnFailure func(error)
+
+	// begun are written before the record of the opening. Succeed sets them.
+	begun []*Record
 }
 
 // withDefaults checks o and fills in what was left out.
 func (o Options) withDefaults(onDisk bool) (Options, error) {
-	switch {
-	case o.Origin == "" || len(o.Origin) > 255 || checkText(o.Origin) != nil || strings.ContainsAny(o.Origin, " +"):
-		return o, errors.New("audit: options: origin is not a valid name")
-	case o.Signer == nil || o.Verifier == nil:
-		return o, errors.New("audit: options: signer and verifier are required")
-	case o.Signer.Name() != o.Origin || o.Verifier.Name() != o.Origin:
-		return o, errors.New("audit: options: signer and verifier must be named as the origin")
-	case o.Signer.KeyHash() != o.Verifier.KeyHash():
-		return o, errors.New("audit: options: signer and verifier are not one key")
-	case onDisk && o.MACKey == nil:
-		return o, errors.New("audit: options: the mac key is required")
-	case o.CheckpointInterval < 0 || o.Heartbeat < 0 || o.CheckpointRecords < 0:
-		return o, errors.New("audit: options: negative interval or count")
-	}
-	short := shortKey(o.Verifier)
-	if o.VerifierKey == "" {
-		o.VerifierKey = short
-	}
-	if o.VerifierKey != short && !strings.HasPrefix(o.VerifierKey, short+"+") {
-		return o, errors.New("audit: options: the verifier key text is of another key")
-	}
-	if checkText(o.VerifierKey) != nil || strings.Contains(o.VerifierKey, " ") {
-		return o, errors.New("audit: options: the verifier key text is malformed")
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&o.CheckpointInterval, DefaultCheckpointInterval}, {&o.Heartbeat, DefaultHeartbeat},
+		{&o.ScrubInterval, DefaultScrubInterval}, {&o.WitnessInterval, DefaultWitnessInterval},
+	} {
+		if *d.v < 0 {
+			return o, errors.New("audit: options: negative interval")
+		}
+		if *d.v == 0 {
+			*d.v = d.def
+		}
 	}
 	if o.SegmentSize == 0 {
 		o.SegmentSize = DefaultSegmentSize
 	}
-	if o.SegmentSize < minSegmentSize || o.SegmentSize > maxSegmentSize || o.SegmentSize%sector != 0 {
-		return o, errors.New("audit: options: segment size is not a multiple of 512 from 64 KiB to 64 MiB")
-	}
-	if o.CheckpointInterval == 0 {
-		o.CheckpointInterval = DefaultCheckpointInterval
+	if o.RingSegments == 0 {
+		o.RingSegments = DefaultRingSegments
 	}
 	if o.CheckpointRecords == 0 {
 		o.CheckpointRecords = DefaultCheckpointRecords
-	}
-	if o.Heartbeat == 0 {
-		o.Heartbeat = DefaultHeartbeat
 	}
 	if o.Clock == nil {
 		o.Clock = time.Now
@@ -174,11 +191,44 @@ func (o Options) withDefaults(onDisk bool) (Options, error) {
 	if o.Boot == [16]byte{} {
 		rand.Read(o.Boot[:]) // never fails (crypto/rand)
 	}
+	switch {
+	case o.Origin == "" || len(o.Origin) > 255 || checkText(o.Origin) != nil || strings.ContainsAny(o.Origin, " +"):
+		return o, errors.New("audit: options: origin is not a valid name")
+	case len(o.Signers) == 0 || o.Keys == nil:
+		return o, errors.New("audit: options: signers and keys are required")
+	case o.Keys.Name() != o.Origin:
+		return o, errors.New("audit: options: the keys must be named as the origin")
+	case onDisk && o.MACKey == nil:
+		return o, errors.New("audit: options: the mac key is required")
+	case o.CheckpointRecords < 0:
+		return o, errors.New("audit: options: negative count")
+	case o.SegmentSize < minSegmentSize || o.SegmentSize > maxSegmentSize || o.SegmentSize%sector != 0:
+		return o, errors.New("audit: options: segment size is not a multiple of 512 from 64 KiB to 64 MiB")
+	case o.RingSegments < minSegments || o.RingSegments > maxSegments:
+		return o, fmt.Errorf("audit: options: ring segments are not from %d to %d", minSegments, maxSegments)
+	}
+	for _, s := range o.Signers {
+		if s.Name() != o.Origin {
+			return o, errors.New("audit: options: the signers must be named as the origin")
+		}
+	}
+	for _, a := range o.Anchors {
+		switch a.Mode {
+		case AnchorCheckpoint, AnchorAsync, AnchorStrict:
+		case AnchorMirror:
+			if _, ok := a.Anchor.(mirrored); !ok {
+				return o, errors.New("audit: options: only an anchor in a directory can be a mirror")
+			}
+		default:
+			return o, fmt.Errorf("audit: options: anchor mode %q is unknown", a.Mode)
+		}
+	}
 	return o, nil
 }
 
-// shortKey is the name and hash by which notes refer to v.
-func shortKey(v note.Verifier) string { return fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()) }
+// ResultOK is the result of an operation that did what was asked. An operation with it that answers an intent says that the
+// intent had its effect.
+const ResultOK = "ok"
 
 // A Receipt says where in the log a record stands. Who keeps receipts notices a rollback: for one
 // key KeySeq never repeats, and CheckpointSize never falls.

@@ -18,7 +18,7 @@ func BenchmarkAppend(b *testing.B) {
 			if err := Create(dir, o); err != nil {
 				b.Fatal(err)
 			}
-			l, err := Open(dir, o)
+			l, err := Open(context.Background(), dir, o)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -8,10 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/rustyonions/ron-kms/audit/fsys"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 )
 
 // maxNote bounds a checkpoint with its signatures, in bytes.
@@ -22,45 +28,31 @@ type checkpoint struct {
 	size uint64
 	root [32]byte
 	raw  []byte // the signed note
-	off  int64  // its place in checkpoints.log
+	gen  int    // its place in the list: file and offset
+	off  int64
+	late bool // written after the reader began
 }
 
 func (c *checkpoint) hash() [32]byte { return sha256.Sum256(c.raw) }
 
-// signCheckpoint signs the checkpoint of origin over size records, and checks the signature as any reader would.
-func signCheckpoint(origin string, size uint64, root [32]byte, s note.Signer, v note.Verifier) (*checkpoint, error) {
+// signCheckpoint signs the checkpoint of origin over size records, and checks the signatures as any reader would.
+func signCheckpoint(origin string, size uint64, root [32]byte, signers []note.Signer, keys *notekey.Set) (*checkpoint, error) {
 	text := origin + "\n" + strconv.FormatUint(size, 10) + "\n" + base64.StdEncoding.EncodeToString(root[:]) + "\n"
-	raw, err := note.Sign(&note.Note{Text: text}, s)
+	raw, err := notekey.Sign(text, signers...)
 	if err != nil {
 		return nil, fmt.Errorf("sign checkpoint: %w", err)
 	}
 	c := &checkpoint{size: size, root: root, raw: raw}
-	if err := c.verify(v); err != nil {
+	if err := c.verify(keys); err != nil {
 		return nil, fmt.Errorf("sign checkpoint: %w", err)
 	}
 	return c, nil
 }
 
-// verify checks that c carries exactly one signature, by v, in the one way to write it.
-func (c *checkpoint) verify(v note.Verifier) error {
-	n, err := note.Open(c.raw, note.VerifierList(v))
-	if err != nil {
-		return err
-	}
-	if len(n.Sigs) != 1 || len(n.UnverifiedSigs) != 0 {
-		return errors.New("signed by other keys too")
-	}
-	// The base64 of package note tolerates line breaks and stray bits, which would leave bytes that anyone may change.
-	sig := n.Sigs[0]
-	b, err := base64.StdEncoding.Strict().DecodeString(sig.Base64)
-	if err != nil || base64.StdEncoding.EncodeToString(b) != sig.Base64 {
-		return errors.New("signature is not canonical base64")
-	}
-	again := n.Text + "\n— " + sig.Name + " " + sig.Base64 + "\n"
-	if again != string(c.raw) {
-		return errors.New("signature is not in canonical form")
-	}
-	return nil
+// verify checks that c is signed by every key, and by nobody else, in the one way to write it.
+func (c *checkpoint) verify(keys *notekey.Set) error {
+	_, err := keys.Verify(c.raw)
+	return err
 }
 
 // parseCheckpoint decodes a note without checking its signature. It accepts exactly the three lines that signCheckpoint writes.
@@ -84,35 +76,75 @@ func parseCheckpoint(raw []byte, origin string) (*checkpoint, error) {
 	return &checkpoint{size: size, root: [32]byte(root), raw: bytes.Clone(raw)}, nil
 }
 
-// checkpointReader reads checkpoints.log: signed notes, each followed by an empty line.
+// checkpointReader reads the list of checkpoints: files of signed notes, each followed by an empty line.
 type checkpointReader struct {
-	f      file
+	st     fsys.Dir
+	f      fsys.File
 	r      *bufio.Reader
 	origin string
+	gen    int   // the file
 	off    int64 // of the next note
-	// limit is the length of the file when reading began. Notes from there on were written meanwhile by
-	// a running log.
-	limit int64
+	// The end of the list when reading began. Notes from there on were written meanwhile by a running log.
+	lastGen int
+	limit   int64
+	trimmed bool // older files are gone
 }
 
-func newCheckpointReader(f file, origin string) (*checkpointReader, error) {
-	n, err := f.size()
-	if err != nil {
+// newCheckpointReader begins at the given place.
+func newCheckpointReader(st fsys.Dir, origin string, gen int, off int64) (*checkpointReader, error) {
+	c := &checkpointReader{st: st, origin: origin, gen: gen, off: off, trimmed: gen > 0}
+	for c.lastGen = gen; ; c.lastGen++ {
+		f, err := st.OpenFile(checkpointsName(c.lastGen), os.O_RDONLY)
+		if notThere(err) && c.lastGen > gen {
+			c.lastGen--
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		c.limit, err = f.Size()
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if c.f, err = st.OpenFile(checkpointsName(gen), os.O_RDONLY); err != nil {
 		return nil, err
 	}
-	c := &checkpointReader{f: f, origin: origin, limit: n}
 	c.reset()
 	return c, nil
 }
+
+// oldestCheckpoints returns the number of the oldest file of the list.
+func oldestCheckpoints(st fsys.Dir) (int, error) {
+	names, err := st.List()
+	if err != nil {
+		return 0, err
+	}
+	oldest := 0
+	slices.Sort(names)
+	for _, name := range names {
+		if number, ok := strings.CutPrefix(name, checkpointPrefix); ok {
+			if oldest, err = strconv.Atoi(number); err == nil && checkpointsName(oldest) == name {
+				return oldest, nil
+			}
+		}
+	}
+	return 0, fs.ErrNotExist
+}
+
+func notThere(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 func (c *checkpointReader) reset() {
 	c.r = bufio.NewReader(io.NewSectionReader(c.f, c.off, 1<<62))
 }
 
+func (c *checkpointReader) close() error { return c.f.Close() }
+
 // errTornNote is a last note that was not written whole.
 var errTornNote = errors.New("checkpoint: cut short")
 
-// next returns the next note, io.EOF after the last one, or errTornNote if the rest of the file is a note that
+// next returns the next note, io.EOF after the last one, or errTornNote if the rest of the list is a note that
 // a crash may have left unfinished.
 func (c *checkpointReader) next() (*checkpoint, error) {
 	var b []byte
@@ -120,10 +152,25 @@ func (c *checkpointReader) next() (*checkpoint, error) {
 		line, err := c.r.ReadSlice('\n')
 		b = append(b, line...)
 		switch {
-		case err == io.EOF && len(b) == 0:
-			return nil, io.EOF
 		case err == io.EOF:
-			return nil, errTornNote
+			f, err := c.st.OpenFile(checkpointsName(c.gen+1), os.O_RDONLY)
+			switch {
+			case notThere(err) && len(b) == 0:
+				return nil, io.EOF
+			case notThere(err):
+				return nil, errTornNote
+			case err != nil:
+				return nil, err
+			case len(b) > 0:
+				return nil, errors.Join(errors.New("checkpoint: cut short, and others follow"), f.Close())
+			}
+			if err := c.f.Close(); err != nil {
+				return nil, errors.Join(err, f.Close())
+			}
+			c.f, c.off = f, 0
+			c.gen++
+			c.reset()
+			continue
 		case err != nil && err != bufio.ErrBufferFull:
 			return nil, err
 		case len(b) > maxNote:
@@ -132,15 +179,19 @@ func (c *checkpointReader) next() (*checkpoint, error) {
 			blanks++
 		}
 	}
-	n, err := parseCheckpoint(b[:len(b)-1], c.origin)
-	if err != nil {
-		// Sectors that were lost read as zeros, which no note has. Only the last note can be unfinished.
-		if _, e := c.r.Peek(1); e == io.EOF && bytes.IndexByte(b, 0) >= 0 {
+	// Sectors that were lost read as zeros, which no note has, be it in the text or in the signatures. Only the last note can be
+	// unfinished.
+	if bytes.IndexByte(b, 0) >= 0 {
+		if _, err := c.r.Peek(1); err == io.EOF {
 			return nil, errTornNote
 		}
+	}
+	n, err := parseCheckpoint(b[:len(b)-1], c.origin)
+	if err != nil {
 		return nil, err
 	}
-	n.off = c.off
+	n.gen, n.off = c.gen, c.off
+	n.late = c.gen > c.lastGen || c.gen == c.lastGen && c.off >= c.limit
 	c.off += int64(len(b))
 	return n, nil
 }

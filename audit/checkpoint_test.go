@@ -37,7 +37,7 @@ func TestTreeKnownAnswers(t *testing.T) {
 			t.Errorf("root over %d leaves = %s, want %s", n, got, roots[n])
 		}
 		if n < len(leaves) {
-			if err := tr.append([]byte(leaves[n])); err != nil {
+			if err := tr.append(leafHash([]byte(leaves[n]))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -63,7 +63,7 @@ func TestTreeAgreesWithTlog(t *testing.T) {
 			t.Fatal(err)
 		}
 		stored = append(stored, hs...)
-		if err := tr.append(rec); err != nil {
+		if err := tr.append(leafHash(rec)); err != nil {
 			t.Fatal(err)
 		}
 		want, err := tlog.TreeHash(n+1, read)
@@ -85,7 +85,7 @@ func TestCheckpointForeign(t *testing.T) {
 		mustAppend(t, l, operation("acme/signing/ed25519/k", i))
 	}
 	mustClose(t, l)
-	c, _, _, err := f_log.ParseCheckpoint(l.Checkpoint(), testOrigin, testVerifier(t))
+	c, _, _, err := f_log.ParseCheckpoint(l.Checkpoint(), testOrigin, foreignVerifier(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestCheckpointForeign(t *testing.T) {
 func TestCheckpointCanonical(t *testing.T) {
 	t.Parallel()
 	o := testOptions(t)
-	good, err := signCheckpoint(o.Origin, 5, [32]byte{1}, o.Signer, o.Verifier)
+	good, err := signCheckpoint(o.Origin, 5, [32]byte{1}, o.Signers, o.Keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestCheckpointCanonical(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cosigned, err := note.Sign(&note.Note{Text: raw[:strings.Index(raw, "\n\n")+1]}, o.Signer, witness)
+	cosigned, err := note.Sign(&note.Note{Text: raw[:strings.Index(raw, "\n\n")+1]}, o.Signers[0], witness)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestCheckpointCanonical(t *testing.T) {
 	} {
 		c, err := parseCheckpoint([]byte(bad), o.Origin)
 		if err == nil {
-			err = c.verify(o.Verifier)
+			err = c.verify(o.Keys)
 		}
 		if err == nil {
 			t.Errorf("%s: accepted", name)

@@ -5,14 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rustyonions/ron-kms/audit/fsys"
+	"github.com/rustyonions/ron-kms/audit/fsys/fsystest"
+	"golang.org/x/mod/sumdb/note"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Each way a disk fails stops the log at once and for good; nothing is acknowledged that a later Open does not
@@ -40,9 +45,9 @@ func TestFaults(t *testing.T) {
 			d, l := newSimLog(t, o)
 			grow(t, l, 5)
 			var acked uint64
-			d.mu.Lock()
+			d.Mu.Lock()
 			left, broken := 3, false
-			d.testOnlyFail = func(op, name string, n int) (int, error) {
+			d.Fail = func(op, name string, n int) (int, error) {
 				if op != tt.op || !strings.HasPrefix(name, tt.file) || broken {
 					return n, nil
 				}
@@ -52,7 +57,7 @@ func TestFaults(t *testing.T) {
 				broken = true // once: later operations would succeed, if the log tried them
 				return tt.pass, tt.err
 			}
-			d.mu.Unlock()
+			d.Mu.Unlock()
 			var err error
 			for i := 0; err == nil && i < 10; i++ {
 				r := operation("k", i)
@@ -90,8 +95,8 @@ func TestFaults(t *testing.T) {
 				t.Error("OnFailure was called again")
 			}
 			rng := rand.New(rand.NewPCG(7, 8))
-			d.testOnlyFail = nil
-			for _, c := range []*simDisk{d.killed(), d.powerCut(rng), d.powerCut(rng), d.powerCut(rng)} {
+			d.Fail = nil
+			for _, c := range []*fsystest.Disk{d.Killed(), d.PowerCut(rng), d.PowerCut(rng), d.PowerCut(rng)} {
 				l, err := tryOpenSim(c, o)
 				if err != nil {
 					t.Fatalf("reopen: %v", err)
@@ -111,8 +116,8 @@ func TestFaultReachesTheQueue(t *testing.T) {
 	d, l := newSimLog(t, testOptions(t))
 	held, hold := make(chan struct{}), make(chan struct{})
 	writes := 0
-	d.mu.Lock()
-	d.testOnlyFail = func(op, name string, n int) (int, error) {
+	d.Mu.Lock()
+	d.Fail = func(op, name string, n int) (int, error) {
 		if !strings.HasPrefix(name, "seg-") {
 			return n, nil
 		}
@@ -121,12 +126,12 @@ func TestFaultReachesTheQueue(t *testing.T) {
 			return n, nil
 		}
 		close(held)
-		d.mu.Unlock()
+		d.Mu.Unlock()
 		<-hold
-		d.mu.Lock()
+		d.Mu.Lock()
 		return 0, syscall.EIO
 	}
-	d.mu.Unlock()
+	d.Mu.Unlock()
 	errs := make(chan error, 9)
 	put := func() { _, err := l.Append(context.Background(), operation("k", 1)); errs <- err }
 	go put()
@@ -155,25 +160,25 @@ func TestFaultReachesTheQueue(t *testing.T) {
 func TestCheckpointFaults(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ op, file string }{
-		{"write", checkpointsFile}, {"sync", checkpointsFile}, {"write", checkpointFile + tmpSuffix}, {"rename", checkpointFile + tmpSuffix},
+		{"write", checkpointsName(0)}, {"sync", checkpointsName(0)}, {"write", checkpointFile + fsys.TmpSuffix}, {"rename", checkpointFile + fsys.TmpSuffix},
 		{"syncdir", ""}, {"sync", headFile}, {"sign", ""},
 	} {
 		t.Run(tt.op+" "+tt.file, func(t *testing.T) {
 			t.Parallel()
 			o := testOptions(t)
-			signer := &failingSigner{Signer: o.Signer}
-			o.Signer = signer
+			signer := &failingSigner{Signer: o.Signers[0]}
+			o.Signers = []note.Signer{signer}
 			o.CheckpointRecords = 3
 			d, l := newSimLog(t, o)
-			d.mu.Lock()
+			d.Mu.Lock()
 			signer.broken.Store(tt.op == "sign")
-			d.testOnlyFail = func(op, name string, n int) (int, error) {
+			d.Fail = func(op, name string, n int) (int, error) {
 				if op == tt.op && name == tt.file {
 					return 0, errInjected
 				}
 				return n, nil
 			}
-			d.mu.Unlock()
+			d.Mu.Unlock()
 			for range 3 {
 				mustAppend(t, l, operation("k", 1))
 			}
@@ -183,9 +188,9 @@ func TestCheckpointFaults(t *testing.T) {
 			}
 			size := l.Size()
 			l.Close()
-			d.testOnlyFail = nil
+			d.Fail = nil
 			signer.broken.Store(false)
-			for _, c := range []*simDisk{d.killed(), d.powerCut(rand.New(rand.NewPCG(1, 1)))} {
+			for _, c := range []*fsystest.Disk{d.Killed(), d.PowerCut(rand.New(rand.NewPCG(1, 1)))} {
 				l := openSim(t, c, o)
 				if l.Size() < size {
 					t.Errorf("%d records of %d", l.Size(), size)
@@ -196,33 +201,85 @@ func TestCheckpointFaults(t *testing.T) {
 	}
 }
 
-// A disk too full for the next segment stops the log only when that segment is needed, and what was acknowledged stays. R-274.
+// While the disk is full, the log takes records until the ring is full too, then refuses them; and goes on by itself when there
+// is space. Nothing that was acknowledged is lost, whenever the process dies. R-274.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	o := testOptions(t)
-	d, l := newSimLog(t, o)
-	d.mu.Lock()
-	d.testOnlyFail = func(op, name string, n int) (int, error) {
-		if op == "write" && strings.HasSuffix(name, tmpSuffix) && strings.HasPrefix(name, "seg-") {
-			return 0, syscall.ENOSPC
-		}
-		return n, nil
-	}
-	d.mu.Unlock()
-	var err error
-	n := uint64(0)
-	for ; err == nil && n < 1000; n++ {
-		_, err = l.Append(context.Background(), operation("k", 1))
-	}
-	if !errors.Is(err, syscall.ENOSPC) || !errors.Is(err, ErrFailed) || n < 100 {
-		t.Fatalf("after %d records: %v", n, err)
-	}
-	l.Close()
-	d.testOnlyFail = nil
-	l = openSim(t, d, o)
-	defer mustClose(t, l)
-	if got := mustAppend(t, l, operation("k", 1)); got[0].KeySeq != n {
-		t.Errorf("sequence %d after %d", got[0].KeySeq, n-1)
+	for _, what := range []string{"everything", "segments", "tiles", "snapshots", "checkpoints"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			o := testOptions(t)
+			o.RingSegments, o.CheckpointRecords = minSegments, 50
+			d, l := newSimLog(t, o)
+			var full atomic.Bool
+			full.Store(true)
+			match := map[string]func(name string) bool{
+				"everything": func(name string) bool {
+					return !strings.HasPrefix(name, "seg-") || strings.HasSuffix(name, fsys.TmpSuffix)
+				},
+				"segments": func(name string) bool {
+					return strings.HasPrefix(name, "seg-") && strings.HasSuffix(name, fsys.TmpSuffix)
+				},
+				"tiles":       func(name string) bool { return strings.HasPrefix(name, "level-") || strings.HasPrefix(name, "data-") },
+				"snapshots":   func(name string) bool { return strings.HasPrefix(name, snapshotFile) },
+				"checkpoints": func(name string) bool { return strings.HasPrefix(name, "checkpoint") },
+			}[what]
+			d.Mu.Lock()
+			d.Fail = func(op, name string, n int) (int, error) {
+				if full.Load() && op == "write" && name != headFile && match(name) {
+					return n / 2, syscall.ENOSPC
+				}
+				return n, nil
+			}
+			d.Mu.Unlock()
+			acked := uint64(0)
+			add := func() error {
+				got, err := l.Append(context.Background(), operation("k", 1))
+				if err == nil {
+					acked = got[0].Index + 1
+				}
+				return err
+			}
+			for err := error(nil); err == nil && acked < 2000; {
+				if err = add(); err != nil && !errors.Is(err, ErrFull) {
+					t.Fatalf("after %d records: %v", acked, err)
+				}
+			}
+			refused := acked < 2000
+			if what != "checkpoints" && what != "segments" && !refused {
+				t.Error("a ring without end")
+			}
+			if refused && !errors.Is(l.Full(), syscall.ENOSPC) {
+				t.Errorf("full: %v", l.Full())
+			}
+			if l.Err() != nil {
+				t.Fatalf("failed: %v", l.Err())
+			}
+			for _, c := range []*fsystest.Disk{d.Killed(), d.PowerCut(rand.New(rand.NewPCG(1, 1)))} {
+				l := openSim(t, c, o)
+				if l.Size() < acked {
+					t.Errorf("%d records of %d", l.Size(), acked)
+				}
+				mustClose(t, l)
+			}
+			full.Store(false)
+			for n := 0; n < 3000; {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				_, err := l.Append(ctx, operation("k", 1))
+				cancel()
+				if err == nil {
+					n++
+				} else if !errors.Is(err, ErrFull) {
+					t.Fatal(err)
+				} else {
+					l.wake()
+				}
+			}
+			mustClose(t, l)
+			if rep, err := verifySim(d, o.Keys, true); err != nil || !rep.Clean {
+				t.Errorf("after the space returned: %+v, %v", rep, err)
+			}
+		})
 	}
 }
 
@@ -264,7 +321,7 @@ func TestKill(t *testing.T) {
 			}
 		}
 		cmd.Wait()
-		rep, err := Verify(context.Background(), dir, VerifyOptions{Verifier: o.Verifier, MACKey: testMAC})
+		rep, err := Verify(context.Background(), dir, VerifyOptions{Keys: o.Keys, MACKey: testMAC})
 		if err != nil || rep.Size < acked || rep.Clean {
 			t.Fatalf("round %d: %d records of %d acknowledged, clean %v: %v", round, rep.Size, acked, rep.Clean, err)
 		}
@@ -272,7 +329,7 @@ func TestKill(t *testing.T) {
 	if acked < 200 {
 		t.Errorf("only %d records", acked)
 	}
-	l, err := Open(dir, o)
+	l, err := Open(context.Background(), dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +344,7 @@ func killedChild() {
 	tb := new(testing.B)
 	o := testOptions(tb)
 	o.CheckpointRecords = 30
-	l, err := Open(os.Getenv(killEnv), o)
+	l, err := Open(context.Background(), os.Getenv(killEnv), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

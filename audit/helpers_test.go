@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/rustyonions/ron-kms/audit/fsys/fsystest"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 )
 
 const testOrigin = "kms.example/audit/1"
@@ -31,23 +34,23 @@ func testMAC(use func([]byte)) {
 	use(key[:])
 }
 
-func testVerifier(tb testing.TB) note.Verifier {
+func testSet(tb testing.TB) *notekey.Set {
 	_, vkey := testKeys()
-	v, err := note.NewVerifier(vkey)
+	s, err := notekey.ParseSet(vkey)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return v
+	return s
 }
 
 func testOptions(tb testing.TB) Options {
-	skey, vkey := testKeys()
+	skey, _ := testKeys()
 	s, err := note.NewSigner(skey)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return Options{
-		Origin: testOrigin, Signer: s, Verifier: testVerifier(tb), VerifierKey: vkey, MACKey: testMAC, SegmentSize: minSegmentSize,
+		Origin: testOrigin, Signers: []note.Signer{s}, Keys: testSet(tb), MACKey: testMAC, SegmentSize: minSegmentSize, RingSegments: maxSegments,
 		// Checkpoints come when a test asks for them.
 		CheckpointInterval: time.Hour, CheckpointRecords: 1 << 30, Heartbeat: time.Hour,
 	}
@@ -68,9 +71,9 @@ func mustAppend(tb testing.TB, l *Log, recs ...*Record) []Receipt {
 }
 
 // newSimLog creates and opens a log on a simulated disk.
-func newSimLog(tb testing.TB, o Options) (*simDisk, *Log) {
+func newSimLog(tb testing.TB, o Options) (*fsystest.Disk, *Log) {
 	tb.Helper()
-	d := newSimDisk()
+	d := fsystest.New()
 	o2, err := o.withDefaults(true)
 	if err != nil {
 		tb.Fatal(err)
@@ -81,7 +84,7 @@ func newSimLog(tb testing.TB, o Options) (*simDisk, *Log) {
 	return d, openSim(tb, d, o)
 }
 
-func openSim(tb testing.TB, d *simDisk, o Options) *Log {
+func openSim(tb testing.TB, d *fsystest.Disk, o Options) *Log {
 	tb.Helper()
 	l, err := tryOpenSim(d, o)
 	if err != nil {
@@ -90,12 +93,37 @@ func openSim(tb testing.TB, d *simDisk, o Options) *Log {
 	return l
 }
 
-func tryOpenSim(d *simDisk, o Options) (*Log, error) {
+func tryOpenSim(d *fsystest.Disk, o Options) (*Log, error) {
 	o, err := o.withDefaults(true)
 	if err != nil {
 		return nil, err
 	}
-	return openIn(d, o)
+	return openIn(context.Background(), d, o)
+}
+
+// unpacked returns d as if no snapshot had been made after its creation: all records are in the ring alone. It is a state that a
+// crash leaves, as long as no segment was recycled.
+func unpacked(tb testing.TB, d *fsystest.Disk, o Options) *fsystest.Disk {
+	tb.Helper()
+	c := d.Killed()
+	f, err := parseFormat(c.Files[formatFile].Data)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b, err := (&snapshot{at: position{tag: f.sum}}).encode(f.id, nil, borrowedMAC(o.MACKey))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c.Files[snapshotFile] = &fsystest.File{Data: b, Durable: bytes.Clone(b)}
+	for name := range c.Files {
+		if strings.HasPrefix(name, "level-") || strings.HasPrefix(name, "data-") {
+			delete(c.Files, name)
+		}
+	}
+	if c.Files[segmentName(0)] == nil {
+		tb.Fatal("the first segment is gone")
+	}
+	return c
 }
 
 func mustClose(tb testing.TB, l *Log) {
@@ -115,8 +143,8 @@ func verdict(err error) Verdict {
 }
 
 // verifySim verifies d with and without the MAC key.
-func verifySim(d *simDisk, v note.Verifier, mac bool) (*Report, error) {
-	o := VerifyOptions{Verifier: v}
+func verifySim(d *fsystest.Disk, keys *notekey.Set, mac bool) (*Report, error) {
+	o := VerifyOptions{Keys: keys}
 	if mac {
 		o.MACKey = testMAC
 	}
@@ -131,11 +159,11 @@ type place struct {
 	recs uint64
 }
 
-func framesOf(tb testing.TB, d *simDisk) []place {
+func framesOf(tb testing.TB, d *fsystest.Disk) []place {
 	tb.Helper()
 	var ps []place
-	for _, seg := range d.segments() {
-		b := d.files[seg].data
+	for _, seg := range d.Segments() {
+		b := d.Files[seg].Data
 		for off := 0; off < len(b); {
 			f, err := parseFrame(b[off:], maxFrame)
 			if err != nil {
@@ -148,10 +176,10 @@ func framesOf(tb testing.TB, d *simDisk) []place {
 	return ps
 }
 
-func (d *simDisk) wipe(p place) { clear(d.files[p.seg].data[p.off : p.off+p.n]) }
+func wipe(d *fsystest.Disk, p place) { clear(d.Files[p.seg].Data[p.off : p.off+p.n]) }
 
-func (d *simDisk) bytesAt(p place) []byte {
-	return bytes.Clone(d.files[p.seg].data[p.off : p.off+p.n])
+func bytesAt(d *fsystest.Disk, p place) []byte {
+	return bytes.Clone(d.Files[p.seg].Data[p.off : p.off+p.n])
 }
 
 // recoveries returns the KindRecovery records of l.
@@ -185,20 +213,14 @@ func (s *failingSigner) Sign(msg []byte) ([]byte, error) {
 
 var errInjected = errors.New("injected")
 
-// cachingVerifier remembers what it verified, for tests that verify the same signatures thousands of times.
-type cachingVerifier struct {
-	note.Verifier
-	seen sync.Map // message and signature → bool
-}
-
-func (v *cachingVerifier) Verify(msg, sig []byte) bool {
-	k := string(msg) + "\x00" + string(sig)
-	if ok, found := v.seen.Load(k); found {
-		return ok.(bool)
+// foreignVerifier is the log's key as package note knows it.
+func foreignVerifier(tb testing.TB) note.Verifier {
+	_, vkey := testKeys()
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		tb.Fatal(err)
 	}
-	ok := v.Verifier.Verify(msg, sig)
-	v.seen.Store(k, ok)
-	return ok
+	return v
 }
 
 // framesBySegment groups ps by the segment they stand in.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -25,11 +26,15 @@ const (
 	KindGap        Kind = 8  // Count offered records could not be written
 	KindClose      Kind = 9  // the log was closed cleanly
 	KindNoise      Kind = 10 // Count refusals of unauthenticated callers
+	KindMap        Kind = 11 // InputHash is the root of the key map after the first Ref records; Count is its number of keys
+	KindPrune      Kind = 12 // the records before index Count were given up, by the policy in Detail
+	KindKeys       Kind = 13 // the keys that sign checkpoints were replaced: InputHash is the SHA-256 of the handover in Detail
 )
 
 var kindNames = [...]string{
 	KindGenesis: "genesis", KindOpen: "open", KindIntent: "intent", KindOperation: "operation", KindDenied: "denied",
 	KindCheckpoint: "checkpoint", KindRecovery: "recovery", KindGap: "gap", KindClose: "close", KindNoise: "noise",
+	KindMap: "map", KindPrune: "prune", KindKeys: "keys",
 }
 
 // String returns the lower-case name of k, or "unknown".
@@ -40,7 +45,7 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-func (k Kind) valid() bool { return k >= KindGenesis && k <= KindNoise }
+func (k Kind) valid() bool { return k >= KindGenesis && k <= KindKeys }
 
 // appendable reports whether callers may append records of kind k.
 func (k Kind) appendable() bool {
@@ -72,8 +77,9 @@ type Record struct {
 	Ref         uint64 // log index + 1 of the record that this one answers
 	Count       uint64 // how many events an aggregate stands for
 	Detail      []byte
+	Sealed      []byte // Actor and Detail, encrypted by the caller, who leaves those two empty; opaque to the log
 
-	// ext holds unknown optional fields (tags from 0x80), verbatim.
+	// ext holds unknown optional fields (tags from 0x81), verbatim.
 	ext []byte
 }
 
@@ -82,10 +88,11 @@ const (
 	maxRecord     = 65535 // C2SP tlog-tiles: an entry's length is a uint16
 	maxText       = 255
 	maxKid        = 640
-	tagOptional   = 0x80
+	tagOptional   = 0x80 // tags from here on may be unknown to a reader
+	tagSealed     = 0x80
 
-	// logFields is the encoded size of what the log adds to a caller's record: time, boot, key_seq and key_prev.
-	logFields = 3*(3+8) + 3 + 16
+	// placeFields is the encoded size of what depends on a record's place: key_seq and key_prev.
+	placeFields = 2 * (3 + 8)
 
 	// maxTime is the first microsecond of the year 10000, which RFC 3339 cannot write.
 	maxTime = 253402300800 * 1_000_000
@@ -139,7 +146,7 @@ func (r *Record) check() error {
 			return fmt.Errorf("audit: record: %s: %w", f.name, err)
 		}
 	}
-	if len(r.Detail) > maxRecord {
+	if len(r.Detail) > maxRecord || len(r.Sealed) > maxRecord {
 		return errTooLong
 	}
 	return nil
@@ -165,15 +172,30 @@ func checkText(s string) error {
 // AppendBinary appends the canonical encoding of r to b (docs/spec/audit-record.md). Times are cut to microseconds. It
 // returns an error, and b unchanged, if a field is out of range or the encoding would exceed 65535 bytes.
 func (r *Record) AppendBinary(b []byte) ([]byte, error) {
-	if err := r.check(); err != nil {
+	start := len(b)
+	e, at, err := r.appendUnplaced(b)
+	if err != nil {
 		return b, err
+	}
+	var place [placeFields]byte
+	p := appendUint64(appendUint64(place[:0], tagKeySeq, r.KeySeq), tagKeyPrev, r.KeyPrev)
+	if len(e)-start+len(p) > maxRecord {
+		return b, errTooLong
+	}
+	return slices.Insert(e, at, p...), nil
+}
+
+// appendUnplaced appends the encoding of r without the fields that depend on its place, KeySeq and KeyPrev. They belong
+// at offset at of the result.
+func (r *Record) appendUnplaced(b []byte) (e []byte, at int, err error) {
+	if err := r.check(); err != nil {
+		return b, 0, err
 	}
 	us := r.Time.UnixMicro()
 	if us <= 0 || us >= maxTime {
-		return b, errors.New("audit: record: time is out of range")
+		return b, 0, errors.New("audit: record: time is out of range")
 	}
-	start := len(b)
-	e := append(b, recordVersion, tagKind, 0, 1, byte(r.Kind))
+	e = append(b, recordVersion, tagKind, 0, 1, byte(r.Kind))
 	e = appendUint64(e, tagTime, uint64(us))
 	e = appendField(e, tagBoot, nonZero(r.Boot[:]))
 	e = appendField(e, tagOp, r.Op)
@@ -190,16 +212,12 @@ func (r *Record) AppendBinary(b []byte) ([]byte, error) {
 	e = appendField(e, tagResult, r.Result)
 	e = appendField(e, tagActor, r.Actor)
 	e = appendField(e, tagAttestation, r.Attestation)
-	e = appendUint64(e, tagKeySeq, r.KeySeq)
-	e = appendUint64(e, tagKeyPrev, r.KeyPrev)
+	at = len(e)
 	e = appendUint64(e, tagRef, r.Ref)
 	e = appendUint64(e, tagCount, r.Count)
 	e = appendField(e, tagDetail, r.Detail)
-	e = append(e, r.ext...)
-	if len(e)-start > maxRecord {
-		return b, errTooLong
-	}
-	return e, nil
+	e = appendField(e, tagSealed, r.Sealed)
+	return append(e, r.ext...), at, nil
 }
 
 func appendField[T string | []byte](b []byte, tag byte, v T) []byte {
@@ -260,7 +278,7 @@ func ParseRecord(b []byte) (*Record, error) {
 		if n == 0 {
 			return nil, fmt.Errorf("audit: record: field %d is empty", tag)
 		}
-		if tag >= tagOptional {
+		if tag >= tagOptional && tag != tagSealed {
 			r.ext = append(r.ext, rest[:3+n]...)
 		} else if err := r.setField(tag, rest[3:3+n]); err != nil {
 			return nil, err
@@ -344,6 +362,8 @@ func (r *Record) setField(tag byte, v []byte) error {
 		u64(&r.Count)
 	case tagDetail:
 		r.Detail = append([]byte(nil), v...)
+	case tagSealed:
+		r.Sealed = append([]byte(nil), v...)
 	default:
 		err = fmt.Errorf("audit: record: field %d is unknown", tag)
 	}

@@ -134,12 +134,13 @@ func TestRecordIdentity(t *testing.T) {
 		arr := func(n int) []byte { return rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "bytes") }
 		u64 := func() uint64 { return rapid.Uint64().Draw(t, "n") }
 		r := &Record{
-			Kind: Kind(rapid.IntRange(1, 10).Draw(t, "kind")), Time: time.UnixMicro(rapid.Int64Range(1, maxTime-1).Draw(t, "time")).UTC(),
+			Kind: Kind(rapid.IntRange(1, int(KindKeys)).Draw(t, "kind")), Time: time.UnixMicro(rapid.Int64Range(1, maxTime-1).Draw(t, "time")).UTC(),
 			Boot: [16]byte(arr(16)), Op: text(255).Draw(t, "op"), OpID: [16]byte(arr(16)), Tenant: text(255).Draw(t, "tenant"),
 			Key: text(640).Draw(t, "key"), KeyVersion: rapid.Uint32().Draw(t, "version"), Alg: text(255).Draw(t, "alg"),
 			Purpose: text(255).Draw(t, "purpose"), InputHash: [32]byte(arr(32)), Result: text(255).Draw(t, "result"),
 			Actor: text(255).Draw(t, "actor"), Attestation: text(255).Draw(t, "att"), KeySeq: u64(), KeyPrev: u64(), Ref: u64(), Count: u64(),
 			Detail: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "detail"),
+			Sealed: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "sealed"),
 		}
 		b, err := r.AppendBinary([]byte("kept"))
 		if err != nil {
@@ -150,11 +151,13 @@ func TestRecordIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		again, _ := got.AppendBinary(nil)
-		a, z := fmt.Sprintf("%#v", *r), fmt.Sprintf("%#v", *got)
-		if len(r.Detail) == 0 {
-			r.Detail = nil
-			a = fmt.Sprintf("%#v", *r)
+		z := fmt.Sprintf("%#v", *got)
+		for _, p := range []*[]byte{&r.Detail, &r.Sealed} {
+			if len(*p) == 0 {
+				*p = nil
+			}
 		}
+		a := fmt.Sprintf("%#v", *r)
 		if string(b[:4]) != "kept" || !bytes.Equal(again, b[4:]) || a != z {
 			t.Fatalf("%s\nbecame\n%s", a, z)
 		}

@@ -29,11 +29,12 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		Ref         uint64 `json:"ref,omitempty"`
 		Count       uint64 `json:"count,omitempty"`
 		Detail      string `json:"detail,omitempty"`
+		Sealed      string `json:"sealed,omitempty"`
 		Extensions  string `json:"extensions,omitempty"`
 	}{
 		r.Kind.String(), r.Time.UTC().Format(time.RFC3339Nano), hex.EncodeToString(nonZero(r.Boot[:])), r.Op, uuid(r.OpID),
 		r.Tenant, r.Key, r.KeyVersion, r.Alg, r.Purpose, hex.EncodeToString(nonZero(r.InputHash[:])), r.Result, r.Actor,
-		r.Attestation, r.KeySeq, r.KeyPrev, r.Ref, r.Count, hex.EncodeToString(r.Detail), hex.EncodeToString(r.ext),
+		r.Attestation, r.KeySeq, r.KeyPrev, r.Ref, r.Count, hex.EncodeToString(r.Detail), hex.EncodeToString(r.Sealed), hex.EncodeToString(r.ext),
 	})
 }
 

@@ -5,52 +5,41 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
-	"time"
+
+	"github.com/rustyonions/ron-kms/audit/fsys"
+	"github.com/rustyonions/ron-kms/audit/notekey"
+	"github.com/rustyonions/ron-kms/audit/tiles"
 )
 
-// scanner reads a whole log and judges it. It changes nothing. Open and Verify share it, so that they agree.
+// scanner reads a log and judges it. It changes nothing. Open and Verify share it, so that they agree: Open reads from the
+// snapshot on, Verify the packed records before it too.
 type scanner struct {
-	st       storage
+	history
+	st       fsys.Dir
 	f        *format
-	mac      macFunc // nil: frames and head are not authenticated
+	mac      macFunc // nil: frames, head and snapshot are not authenticated
 	limit    int
-	checkSig func(*checkpoint) error // called for every checkpoint, in order
-	onRecord func(uint64, *Record) error
+	onLeaf   func(record []byte, leaf [32]byte) // what the ring has after the snapshot
 	progress func(done, total uint64)
 	live     func() (bool, error) // reports whether a writer has the log open; nil: none can
+	prefetch map[int][]byte       // segments read beforehand
 
-	slots     [2]*head // nil if damaged
-	slotOK    [2]bool  // agrees with the records
-	segs      int
-	ckpts     file
-	reader    *checkpointReader
-	next      *checkpoint // read, and not reached by the records yet
-	latest    *checkpoint // reached
-	before    *checkpoint // the one before latest
-	ckptCount uint64
-	named     bool        // latest is named by a record
-	tornAt    int64       // where an unfinished note begins in checkpoints.log, or -1
-	current   *checkpoint // the checkpoint file
-	curOK     bool
+	snap   *snapshot
+	slots  [2]*head // nil if damaged
+	slotOK [2]bool  // agrees with the records
+	seg0   int      // the first segment to read
+	segs   int      // the number after the last segment
+	old    []int    // segments before, which are free
 
-	// The longest prefix of good frames.
-	size     uint64
-	lastSize uint64 // the size before the last frame
-	root     [32]byte
+	// Of the last frame of the prefix.
+	lastSize uint64 // the size before it
+	lastLen  int    // its length in bytes; 0 if none was read
 	tag      [32]byte
-	tree     *tree
-	keys     map[string]keyState
-	seg      int
-	off      int64
-	starts   []uint64 // the index of the first record of each segment
-	lastTime time.Time
-	lastKind Kind
-	ckptTime time.Time
 
 	// What follows the prefix.
 	why     error // why the next frame was refused
@@ -61,24 +50,21 @@ type scanner struct {
 	stray   bool   // bytes at places that no crash writes to
 }
 
-// fail returns an IntegrityError at the end of the good prefix.
-func (s *scanner) fail(v Verdict, reason string, args ...any) error {
-	return &IntegrityError{Verdict: v, Index: s.size, Segment: s.seg, Offset: s.off, Reason: fmt.Sprintf(reason, args...)}
-}
-
-// missing turns the error of a file that is not there into a verdict.
+// missing turns the error of a file that is not there, or is longer than the log writes it, into a verdict.
 func (s *scanner) missing(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.fail(VerdictMissing, "the file %s is not there", name)
 	}
+	if errors.Is(err, fsys.ErrTooLong) {
+		return s.fail(VerdictTampered, "%v", err)
+	}
 	return fmt.Errorf("audit: %s: %w", name, err)
 }
 
-// prepare reads everything but the segments. Head and checkpoints are read before the records: in a log that is being written they
-// can only be behind.
-func (s *scanner) prepare() error {
+// begin reads the format file and the succession of keys.
+func (s *scanner) begin() error {
 	s.tornAt = -1
-	b, err := readAll(s.st, formatFile, 4096)
+	b, err := fsys.ReadFile(s.st, formatFile, 64<<10)
 	if err != nil {
 		return s.missing(formatFile, err)
 	}
@@ -86,9 +72,20 @@ func (s *scanner) prepare() error {
 		return s.fail(VerdictFormat, "%v", err)
 	}
 	s.limit = frameLimit(s.f.segment)
-	s.tag, s.tree, s.keys = s.f.sum, newTree(), make(map[string]keyState)
+	s.origin, s.sum = s.f.origin, &s.f.sum
+	s.tag, s.tree = s.f.sum, newTree()
+	first, err := notekey.ParseSet(s.f.keys)
+	if err != nil || first.Name() != s.f.origin {
+		return s.fail(VerdictFormat, "the keys in the format file are malformed (%v)", err)
+	}
+	return s.loadChain(s.st, first)
+}
 
-	if b, err = readAll(s.st, headFile, 2*sector); err != nil {
+// prepare reads everything but records. Head and checkpoints are read before the records: in a log that is being written
+// they can only be behind.
+func (s *scanner) prepare() error {
+	b, err := fsys.ReadFile(s.st, headFile, 2*sector)
+	if err != nil {
 		return s.missing(headFile, err)
 	}
 	if len(b) != 2*sector {
@@ -102,7 +99,7 @@ func (s *scanner) prepare() error {
 	if s.slots[0] == nil && s.slots[1] == nil {
 		return s.fail(VerdictHead, "both slots of the head register are damaged")
 	}
-	if b, err = readAll(s.st, checkpointFile, maxNote); err != nil {
+	if b, err = fsys.ReadFile(s.st, checkpointFile, maxNote); err != nil {
 		return s.missing(checkpointFile, err)
 	}
 	if s.current, err = parseCheckpoint(b, s.f.origin); err == nil {
@@ -111,42 +108,176 @@ func (s *scanner) prepare() error {
 	if err != nil {
 		return s.fail(VerdictCheckpoint, "the latest checkpoint: %v", err)
 	}
-	if s.ckpts, err = s.st.openFile(checkpointsFile, os.O_RDONLY); err != nil {
-		return s.missing(checkpointsFile, err)
+	for {
+		if err := s.loadSnapshot(); err != nil {
+			return err
+		}
+		err := s.countSegments()
+		if err == nil || s.live == nil {
+			return err
+		}
+		// A running log may have recycled segments since the snapshot was read.
+		was := s.snap.at
+		if e := s.loadSnapshot(); e != nil || s.snap.at == was {
+			return err
+		}
 	}
-	if s.reader, err = newCheckpointReader(s.ckpts, s.f.origin); err != nil {
-		return err
-	}
-	return s.countSegments()
 }
 
-// countSegments checks that the segments are numbered without a gap.
+func (s *scanner) loadSnapshot() error {
+	b, err := fsys.ReadFile(s.st, snapshotFile, maxSnapshot)
+	if err != nil {
+		return s.missing(snapshotFile, err)
+	}
+	if s.snap, err = parseSnapshot(b, s.f.id, s.mac); err != nil {
+		if errors.Is(err, errSnapshot) {
+			return s.fail(VerdictSnapshot, "%v", err)
+		}
+		return err
+	}
+	s.kept = s.snap.kept
+	return nil
+}
+
+// resume sets the scanner to the place of the snapshot, whose packed records t holds.
+func (s *scanner) resume(t *tiles.Store) error {
+	at := s.snap.at
+	if at.off > s.f.segment {
+		return s.fail(VerdictSnapshot, "%v", errSnapshot)
+	}
+	if t.Kept() > s.snap.kept {
+		return s.fail(VerdictMissing, "records before %d are gone, and nothing says that they were given up", t.Kept())
+	}
+	if at.size > 0 {
+		root, err := t.Root(at.size)
+		if err != nil {
+			return s.damaged(err)
+		}
+		if root != s.snap.root {
+			return s.fail(VerdictTampered, "the tiles have another root than the snapshot over %d records", at.size)
+		}
+		if s.tree, err = treeAt(at.size, t.Edge()); err != nil {
+			return err
+		}
+	}
+	s.size, s.lastSize, s.root, s.tag, s.seg, s.off = at.size, at.size, s.snap.root, at.tag, at.segment, at.off
+	s.keys, s.pending, s.newest, s.effect = s.snap.keys, s.snap.pending, s.snap.newest, s.snap.effect
+	if err := s.earlierHandovers(t); err != nil {
+		return err
+	}
+	if err := s.earlierHeads(t); err != nil {
+		return err
+	}
+	return s.checkHeads()
+}
+
+// earlierHeads compares the slots of the head that are behind the place of the snapshot with the packed records.
+func (s *scanner) earlierHeads(t *tiles.Store) error {
+	for i, h := range s.slots {
+		if h == nil || h.size >= s.size {
+			continue
+		}
+		root, err := t.Root(h.size)
+		if err != nil {
+			return s.damaged(err)
+		}
+		if root != h.root {
+			return s.fail(VerdictForked, "the head register knows other contents for %d records", h.size)
+		}
+		s.slotOK[i] = true
+	}
+	return nil
+}
+
+// resumeNotes begins the list of checkpoints where the snapshot says.
+func (s *scanner) resumeNotes(t *tiles.Store) (err error) {
+	c := s.snap.ckpt
+	if s.notes, err = newCheckpointReader(s.st, s.f.origin, c.gen, c.off); err != nil {
+		return s.missing(checkpointsName(c.gen), err)
+	}
+	if c.size == 0 {
+		return nil
+	}
+	if err := s.load(); err != nil {
+		return err
+	}
+	if s.next == nil || s.next.size != c.size || s.next.hash() != c.hash {
+		return s.fail(VerdictCheckpoint, "the checkpoint over %d records is not where the snapshot has it", c.size)
+	}
+	s.latest, s.next, s.named = s.next, nil, c.named
+	s.curOK = s.current.size == s.latest.size && bytes.Equal(s.current.raw, s.latest.raw)
+	// While a checkpoint is being signed and written, the log goes on, and a snapshot may be taken of a later place.
+	for {
+		if err := s.load(); err != nil {
+			return err
+		}
+		if s.next == nil || s.next.size > s.size {
+			return nil
+		}
+		root, err := t.Root(s.next.size)
+		if err != nil {
+			return s.damaged(err)
+		}
+		if root != s.next.root {
+			return s.fail(VerdictForked, "the checkpoint over %d records has another root than the packed records", s.next.size)
+		}
+		if !s.named {
+			return s.fail(VerdictCheckpoint, "the checkpoint over %d records is not named by a record", s.latest.size)
+		}
+		s.before, s.latest, s.next, s.named = s.latest, s.next, nil, false
+		// The latest checkpoint may still be the one before.
+		s.curOK = s.curOK || s.current.size == s.latest.size && bytes.Equal(s.current.raw, s.latest.raw)
+	}
+}
+
+// damaged turns an error of the tile store into a verdict, if it is damage.
+func (s *scanner) damaged(err error) error {
+	var d *tiles.DamageError
+	if errors.As(err, &d) {
+		return s.fail(VerdictTampered, "packed records: %v", d)
+	}
+	return fmt.Errorf("audit: tiles: %w", err)
+}
+
+// countSegments checks that the segments are numbered without a gap from that of the snapshot on.
 func (s *scanner) countSegments() error {
-	names, err := s.st.list()
+	names, err := s.st.List()
 	if err != nil {
 		return fmt.Errorf("audit: list: %w", err)
 	}
+	s.seg0, s.old = s.snap.at.segment, nil
 	n := 0
 	for _, name := range names {
-		if strings.HasPrefix(name, "seg-") && !strings.HasSuffix(name, tmpSuffix) {
+		number, ok := strings.CutPrefix(name, segmentPrefix)
+		if !ok || strings.HasSuffix(name, fsys.TmpSuffix) {
+			continue
+		}
+		i, err := strconv.Atoi(number)
+		switch {
+		case err != nil || segmentName(i) != name:
+			return s.fail(VerdictTampered, "the file %s is not of the log", name)
+		case i < s.seg0:
+			s.old = append(s.old, i)
+		default:
 			n++
 		}
 	}
-	for i := range n {
+	for i := s.seg0; i < s.seg0+n; i++ {
 		if !slices.Contains(names, segmentName(i)) {
 			s.seg = i
 			return s.fail(VerdictMissing, "the file %s is not there, yet later ones are", segmentName(i))
 		}
 	}
 	if n == 0 {
-		return s.fail(VerdictMissing, "the file %s is not there", segmentName(0))
+		return s.fail(VerdictMissing, "the file %s is not there", segmentName(s.seg0))
 	}
-	s.segs = n
+	slices.Sort(s.old)
+	s.segs = s.seg0 + n
 	return nil
 }
 
-// newest returns the slot with the higher generation.
-func (s *scanner) newest() *head {
+// best returns the slot with the higher generation.
+func (s *scanner) best() *head {
 	a, b := s.slots[0], s.slots[1]
 	if a == nil || b != nil && b.gen > a.gen {
 		return b
@@ -154,15 +285,22 @@ func (s *scanner) newest() *head {
 	return a
 }
 
-// run reads the segments and judges what it found.
+// run reads the segments from the place of the snapshot on and judges what it found.
 func (s *scanner) run(ctx context.Context) error {
 	buf := make([]byte, s.f.segment)
 	ended := false
-	for seg := range s.segs {
+	for seg := s.seg0; seg < s.segs; seg++ {
 		if err := s.readSegment(seg, buf); err != nil {
 			return err
 		}
 		off := int64(0)
+		if seg == s.seg0 {
+			off = s.off
+			if err := s.checkBefore(buf[:off]); err != nil {
+				return err
+			}
+		}
+		start := off
 		for !ended && off < s.f.segment {
 			if err := ctx.Err(); err != nil {
 				return fmt.Errorf("audit: verify: %w", context.Cause(ctx))
@@ -175,32 +313,68 @@ func (s *scanner) run(ctx context.Context) error {
 				break
 			}
 			off += int64(f.length)
-			s.seg, s.off = seg, off
+			s.seg, s.off, s.lastLen = seg, off, f.length
 			if s.progress != nil {
-				s.progress(s.size, max(s.size, s.newest().size))
+				s.progress(s.size, max(s.size, s.best().size))
 			}
 		}
 		if err := s.remainder(seg, off, buf[off:]); err != nil {
 			return err
 		}
 		// A segment without a frame, or with something else after its frames, is the last one with frames.
-		ended = ended || off == 0 || s.garbage != nil || s.stray
+		ended = ended || off == start && (seg > s.seg0 || !s.rest(buf[off:])) || s.garbage != nil || s.stray
 	}
 	return s.judge()
 }
 
+// rest reports whether the next frame may stand in the next segment although there is none at the place of the snapshot: it
+// does not fit the rest of this one, which is b.
+func (s *scanner) rest(b []byte) bool { return allZero(b) && len(b) < s.limit }
+
+// checkBefore checks the frames before the place of the snapshot that are still in its segment.
+func (s *scanner) checkBefore(b []byte) error {
+	var last *frame
+	for at := 0; at < len(b); {
+		f, err := parseFrame(b[at:], s.limit)
+		if err == nil {
+			var ok bool
+			if ok, err = authentic(s.mac, b[at:at+f.length]); err != nil {
+				return err
+			} else if !ok {
+				err = errors.New("the frame's tag is wrong")
+			} else if last != nil && (f.prev != last.tag || f.first != last.first+uint64(len(last.records))) {
+				err = errors.New("the frame does not continue the one before")
+			}
+		}
+		if err != nil {
+			s.off = int64(at)
+			return s.fail(VerdictTampered, "a frame that is packed already: %v", err)
+		}
+		at += f.length
+		last = f
+	}
+	if last != nil && (last.tag != s.tag || last.first+uint64(len(last.records)) != s.size) {
+		return s.fail(VerdictForked, "the frames and the snapshot over %d records are of different histories", s.size)
+	}
+	return nil
+}
+
 func (s *scanner) readSegment(n int, buf []byte) error {
-	f, err := s.st.openFile(segmentName(n), os.O_RDONLY)
+	if b := s.prefetch[n]; b != nil {
+		copy(buf, b)
+		return nil
+	}
+	f, err := s.st.OpenFile(segmentName(n), os.O_RDONLY)
 	if err != nil {
 		return s.missing(segmentName(n), err)
 	}
 	defer f.Close()
-	size, err := f.size()
+	size, err := f.Size()
 	if err == nil && size != s.f.segment {
 		return s.fail(VerdictTampered, "the file %s has another length than the format says", segmentName(n))
 	}
 	if err == nil {
-		err = readFull(f, buf)
+		err = fsys.ReadFull(f, buf)
 	}
 	if err != nil {
 		return fmt.Errorf("audit: %s: %w", segmentName(n), err)
@@ -231,7 +405,7 @@ func (s *scanner) frameAt(b []byte, seg int, off int64) (*frame, error) {
 		s.why = errors.New("the frame is in a later segment than it was written to")
 		return nil, nil
 	}
-	recs, tree, err := s.decode(f)
+	recs, leaves, tree, err := s.decode(f)
 	if err != nil {
 		if s.mac != nil { // authentic and yet wrong: the writer's key was misused
 			return nil, s.fail(VerdictTampered, "%v", err)
@@ -239,114 +413,47 @@ func (s *scanner) frameAt(b []byte, seg int, off int64) (*frame, error) {
 		s.why = err
 		return nil, nil
 	}
-	if seg != s.seg || len(s.starts) == 0 {
-		s.starts = append(s.starts, f.first)
-	}
 	s.tree, s.root, s.tag, s.lastSize = tree, f.root, f.tag, s.size
 	for i, r := range recs {
 		if err := s.take(f.first+uint64(i), r); err != nil {
 			return nil, err
 		}
+		if s.onLeaf != nil {
+			s.onLeaf(f.records[i], leaves[i])
+		}
 	}
 	s.size += uint64(len(recs))
-	return f, s.boundary()
+	if err := s.checkHeads(); err != nil {
+		return nil, err
+	}
+	return f, s.reach()
 }
 
 // decode parses the records of f and checks the root after them, without changing s.
-func (s *scanner) decode(f *frame) ([]*Record, *tree, error) {
+func (s *scanner) decode(f *frame) ([]*Record, [][32]byte, *tree, error) {
 	tree, err := s.tree.clone()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	recs := make([]*Record, len(f.records))
+	recs, leaves := make([]*Record, len(f.records)), make([][32]byte, len(f.records))
 	for i, b := range f.records {
 		if recs[i], err = ParseRecord(b); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
-		if err := tree.append(b); err != nil {
-			return nil, nil, err
+		leaves[i] = leafHash(b)
+		if err := tree.append(leaves[i]); err != nil {
+			return nil, nil, nil, err
 		}
 	}
 	root, err := tree.root()
 	if err == nil && root != f.root {
 		err = errors.New("the frame's root is not that of the records")
 	}
-	return recs, tree, err
+	return recs, leaves, tree, err
 }
 
-// take checks what record r claims about those before it.
-func (s *scanner) take(index uint64, r *Record) error {
-	genesis := r.Kind == KindGenesis
-	if genesis != (index == 0) || genesis && r.InputHash != s.f.sum {
-		return s.fail(VerdictFormat, "the first record does not belong to this format file")
-	}
-	want := keyState{}
-	if r.sequenced() {
-		k := s.keys[r.Key]
-		want = keyState{k.seq + 1, k.last}
-		s.keys[r.Key] = keyState{k.seq + 1, index + 1}
-	}
-	if r.KeySeq != want.seq || r.KeyPrev != want.last {
-		return s.fail(VerdictTampered, "record %d breaks the sequence of its key", index)
-	}
-	if r.Ref > index {
-		return s.fail(VerdictTampered, "record %d answers a later one", index)
-	}
-	if r.Kind == KindCheckpoint || r.Kind == KindOpen {
-		if err := s.checkName(index, r); err != nil {
-			return err
-		}
-	}
-	s.lastTime, s.lastKind = r.Time, r.Kind
-	if s.onRecord != nil {
-		return s.onRecord(index, r)
-	}
-	return nil
-}
-
-// checkName checks that record r names the latest checkpoint.
-func (s *scanner) checkName(index uint64, r *Record) error {
-	if s.next == nil && (s.latest == nil || s.latest.size < r.Ref) {
-		// The log is being written: the note came after the reader met the end of the file.
-		s.reader.reset()
-		if err := s.load(); err != nil {
-			return err
-		}
-		if s.next != nil && s.next.off >= s.reader.limit && s.next.size == r.Ref {
-			s.before, s.latest, s.next, s.named = s.latest, s.next, nil, false
-		}
-	}
-	if s.latest == nil || r.Ref != s.latest.size || r.InputHash != s.latest.hash() {
-		return s.fail(VerdictCheckpoint, "record %d names a checkpoint that is not in %s", index, checkpointsFile)
-	}
-	s.named = true
-	return nil
-}
-
-// load reads the next checkpoint, if there is one.
-func (s *scanner) load() error {
-	c, err := s.reader.next()
-	switch {
-	case err == io.EOF:
-		return nil
-	case err == errTornNote:
-		s.tornAt = s.reader.off
-		return nil
-	case err != nil:
-		return s.fail(VerdictCheckpoint, "%s: %v", checkpointsFile, err)
-	case s.latest != nil && c.size <= s.latest.size:
-		return s.fail(VerdictCheckpoint, "%s: checkpoints are not in order", checkpointsFile)
-	}
-	if err := s.checkSig(c); err != nil {
-		return s.fail(VerdictCheckpoint, "%s: %v", checkpointsFile, err)
-	}
-	s.next = c
-	s.ckptCount++
-	return nil
-}
-
-// boundary compares heads and checkpoints with the end of a frame.
-func (s *scanner) boundary() error {
+// checkHeads compares the head register with the end of a frame.
+func (s *scanner) checkHeads() error {
 	for i, h := range s.slots {
 		if h != nil && h.size == s.size {
 			if h.root != s.root || h.tag != s.tag {
@@ -354,29 +461,6 @@ func (s *scanner) boundary() error {
 			}
 			s.slotOK[i] = true
 		}
-	}
-	if s.next == nil && s.tornAt < 0 {
-		if err := s.load(); err != nil {
-			return err
-		}
-	}
-	for s.next != nil && s.next.size <= s.size {
-		c := s.next
-		late := c.off >= s.reader.limit
-		if c.size == s.size && c.root != s.root || c.size != s.size && !late {
-			return s.fail(VerdictForked, "the checkpoint over %d records has another root than the records", c.size)
-		}
-		if s.latest != nil && !s.named {
-			return s.fail(VerdictCheckpoint, "the checkpoint over %d records is not named by a record", s.latest.size)
-		}
-		s.before, s.latest, s.next, s.named = s.latest, c, nil, false
-		s.ckptTime = s.lastTime
-		if err := s.load(); err != nil {
-			return err
-		}
-	}
-	if s.latest != nil && s.latest.size == s.current.size {
-		s.curOK = bytes.Equal(s.latest.raw, s.current.raw)
 	}
 	return nil
 }
@@ -427,7 +511,7 @@ func lastNonZero(b []byte) int {
 
 // judge decides, by the rules of docs/spec/audit-log.md, whether the log is whole, torn by a crash, or refused.
 func (s *scanner) judge() error {
-	h := s.newest()
+	h := s.best()
 	if (s.garbage != nil || s.stray) && s.live != nil && s.size >= h.size {
 		// What the writer adds during the scan is seen in no particular order, and none of it was acknowledged when the
 		// head was read.
@@ -450,11 +534,14 @@ func (s *scanner) judge() error {
 			return s.fail(VerdictTampered, "an authentic frame stands in the wrong place (%v)", s.why)
 		}
 	}
-	if h.size > s.size || s.next != nil && s.next.off < s.reader.limit || s.current.size > s.size {
+	if h.size > s.size || s.next != nil && !s.next.late || s.current.size > s.size {
 		if dirt {
 			return s.fail(VerdictTampered, "a record that was acknowledged is altered (%v)", s.why)
 		}
 		return s.fail(VerdictTruncated, "%d records were acknowledged", max(h.size, s.current.size))
+	}
+	if err := s.handoverReached(); err != nil {
+		return err
 	}
 	for i, slot := range s.slots {
 		if slot != nil && !s.slotOK[i] {
@@ -465,7 +552,7 @@ func (s *scanner) judge() error {
 		return s.fail(VerdictTampered, "bytes follow the records that no crash leaves there")
 	}
 	if s.latest == nil || !s.curOK {
-		return s.fail(VerdictCheckpoint, "the latest checkpoint is not in %s", checkpointsFile)
+		return s.fail(VerdictCheckpoint, "the latest checkpoint is not in the list")
 	}
 	if h.state == headClosed {
 		switch {
@@ -474,14 +561,11 @@ func (s *scanner) judge() error {
 		case s.latest.size != s.size || !bytes.Equal(s.current.raw, s.latest.raw) || s.tornAt >= 0:
 			return s.fail(VerdictClosed, "the log was closed with a checkpoint over %d records, and that is not the last one", h.size)
 		}
-	} else if !bytes.Equal(s.current.raw, s.latest.raw) && !s.late(s.latest) && (s.before == nil || !bytes.Equal(s.current.raw, s.before.raw)) {
+	} else if !bytes.Equal(s.current.raw, s.latest.raw) && !s.latest.late && (s.before == nil || !bytes.Equal(s.current.raw, s.before.raw)) {
 		return s.fail(VerdictCheckpoint, "the latest checkpoint is older than one crash explains")
 	}
 	return s.judgeHead(h)
 }
-
-// late reports whether c was written after the scan began.
-func (s *scanner) late(c *checkpoint) bool { return c.off >= s.reader.limit }
 
 // judgeHead decides about a damaged slot. A crash can only tear the slot that was being written, and then the frame it spoke of is
 // there, after those that the other slot counts. A lone slot that counts everything may just as well be the older one, of a log that

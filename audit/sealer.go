@@ -64,11 +64,20 @@ func (l *Log) checkpointNow(final bool) error {
 		defer l.mu.Unlock()
 		return l.err
 	}
-	size, root, pending := l.size, l.root, l.dirty
+	at, root, pending := l.end, l.root, l.dirty
 	l.mu.Unlock()
-	c, err := signCheckpoint(l.o.Origin, size, root, l.o.Signer, l.o.Verifier)
+	c, err := signCheckpoint(l.o.Origin, at.size, root, l.o.Signers, l.o.Keys)
 	if err == nil && l.disk != nil {
 		err = l.disk.writeCheckpoint(c)
+		if isFull(err) && !final {
+			// Nothing is lost by waiting: the records are durable, and stay in the ring until they are signed.
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return nil
+		}
+		if err == nil {
+			err = l.anchorAll(head{state: headOpen, size: at.size, root: root, tag: at.tag})
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -76,14 +85,23 @@ func (l *Log) checkpointNow(final bool) error {
 		l.failLocked(err)
 		return l.err
 	}
-	l.latest = c
+	l.latest, l.named = c, false
+	if l.sealed != nil {
+		close(l.sealed)
+		l.sealed = nil
+	}
+	l.tell()
 	l.dirty -= pending
 	if l.err != nil || final {
 		return l.err
 	}
 	r := &Record{Kind: KindCheckpoint, Ref: c.size, InputHash: c.hash()}
 	l.prepare(r)
-	if _, err := l.enqueue(l.cur, []*Record{r}); err != nil {
+	e := new(encoding)
+	if _, err := e.add(r); err != nil {
+		return err
+	}
+	if _, err := l.enqueue(l.cur, []*Record{r}, e); err != nil {
 		return err
 	}
 	l.sayer = l.cur
@@ -97,16 +115,24 @@ func (l *Log) Offer(r *Record) {
 	bad := !r.Kind.appendable() || r.check() != nil || r.sizeHint() > offerBytes
 	l.mu.Lock() // orders Offer before Close, which drains the queue once
 	defer l.mu.Unlock()
-	if bad || l.shut || l.err != nil || r.Ref > l.size {
-		l.lost.Add(1)
+	if bad || l.shut || l.err != nil || r.Ref > l.end.size {
+		l.lose(1)
 		return
 	}
 	select {
 	case l.offers <- r:
 	default:
-		l.lost.Add(1)
+		l.lose(1)
 	}
 }
+
+func (l *Log) lose(n uint64) {
+	l.lost.Add(n)
+	l.missed.Add(n)
+}
+
+// Missed returns how many offered records were lost since the log was opened, whether or not a gap record tells of them.
+func (l *Log) Missed() uint64 { return l.missed.Load() }
 
 // Lost returns how many offered records are neither in the log nor told in a gap record. After a failure, the owner
 // carries the number into the reopened log as a KindGap record.
@@ -125,6 +151,9 @@ func (l *Log) scribe() {
 			select {
 			case r = <-l.offers:
 			default:
+				if l.lost.Load() > 0 {
+					l.writeOffers(nil)
+				}
 				return
 			}
 		}
@@ -156,7 +185,8 @@ func (l *Log) writeOffers(r *Record) {
 		return
 	}
 	if _, err := l.append(context.Background(), true, recs...); err != nil {
-		l.lost.Add(gap + offered)
+		l.lost.Add(gap)
+		l.lose(offered)
 		return
 	}
 	if len(l.offers) == 0 && l.lost.Load() > 0 {
@@ -167,5 +197,5 @@ func (l *Log) writeOffers(r *Record) {
 // sizeHint is about the encoded size of r in bytes, never less than it by much.
 func (r *Record) sizeHint() int {
 	return 256 + len(r.Op) + len(r.Tenant) + len(r.Key) + len(r.Alg) + len(r.Purpose) + len(r.Result) + len(r.Actor) +
-		len(r.Attestation) + len(r.Detail) + len(r.ext)
+		len(r.Attestation) + len(r.Detail) + len(r.Sealed) + len(r.ext)
 }

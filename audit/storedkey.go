@@ -3,30 +3,50 @@ package audit
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
+
+	"github.com/rustyonions/ron-kms/audit/fsys"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 )
 
-// StoredVerifierKey reads the public key that the log in dir names for itself, as C2SP vkey text. It is a convenience: a log
-// that somebody forged names the forger's key, so compare it with one from elsewhere before believing what it verifies.
-func StoredVerifierKey(dir string) (vkey string, err error) {
-	st, err := openStorage(dir)
+// StoredKeys reads the public keys that the log in dir names for itself: those it began with, as C2SP vkeys. It is a convenience: a log
+// that somebody forged names the forger's keys, so compare them with what you have from elsewhere before believing what they verify.
+func StoredKeys(dir string) (*notekey.Set, error) {
+	chain, err := StoredChain(dir)
 	if err != nil {
-		return "", fmt.Errorf("audit: %w", err)
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, st.close()) }()
-	f, err := st.openFile(formatFile, os.O_RDONLY)
+	return chain[0].Set, nil
+}
+
+// StoredChain reads all the public keys that the log in dir names for itself. What StoredKeys says holds for them too.
+func StoredChain(dir string) (keys notekey.Chain, err error) {
+	err = beginIn(dir, func(s *scanner) { keys = s.chain })
+	return keys, err
+}
+
+// StoredID reads the random id of the log in dir.
+func StoredID(dir string) (id [16]byte, err error) {
+	err = beginIn(dir, func(s *scanner) { id = s.f.id })
+	return id, err
+}
+
+// StoredOrigin reads what the log in dir calls itself.
+func StoredOrigin(dir string) (origin string, err error) {
+	err = beginIn(dir, func(s *scanner) { origin = s.f.origin })
+	return origin, err
+}
+
+// beginIn lends what the log in dir says of itself to use.
+func beginIn(dir string, use func(*scanner)) (err error) {
+	st, err := fsys.Open(dir)
 	if err != nil {
-		return "", fmt.Errorf("audit: %w", err)
+		return fmt.Errorf("audit: %w", err)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, 4096))
-	if err != nil {
-		return "", fmt.Errorf("audit: %w", err)
+	defer func() { err = errors.Join(err, st.Close()) }()
+	s := &scanner{st: st}
+	if err := s.begin(); err != nil {
+		return err
 	}
-	parsed, err := parseFormat(b)
-	if err != nil {
-		return "", fmt.Errorf("audit: %s: %w", formatFile, err)
-	}
-	return parsed.vkey, nil
+	use(s)
+	return nil
 }

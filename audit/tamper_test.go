@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rustyonions/ron-kms/audit/fsys/fsystest"
+	"github.com/rustyonions/ron-kms/audit/keymap"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -28,11 +31,11 @@ func grow(tb testing.TB, l *Log, n int) {
 }
 
 // bothRefuse checks that Open and Verify refuse d, and returns the verdict of Open.
-func bothRefuse(t *testing.T, d *simDisk, what string) Verdict {
+func bothRefuse(t *testing.T, d *fsystest.Disk, what string) Verdict {
 	t.Helper()
 	o := testOptions(t)
 	for _, mac := range []bool{true, false} {
-		if _, err := verifySim(d, o.Verifier, mac); verdict(err) == "" {
+		if _, err := verifySim(d, o.Keys, mac); verdict(err) == "" {
 			t.Errorf("%s: Verify (mac key %v): %v", what, mac, err)
 		}
 	}
@@ -51,20 +54,23 @@ func bothRefuse(t *testing.T, d *simDisk, what string) Verdict {
 func TestFlipAfterClose(t *testing.T) {
 	t.Parallel()
 	o := testOptions(t)
-	o.Verifier = &cachingVerifier{Verifier: o.Verifier}
 	d, l := newSimLog(t, o)
 	grow(t, l, 4)
 	mustClose(t, l)
+	d = unpacked(t, d, o)
 	ps := framesOf(t, d)
 	end := ps[len(ps)-1].off + ps[len(ps)-1].n
-	for name, f := range d.files {
-		n := len(f.data)
+	for name, f := range d.Files {
+		n := len(f.Data)
+		step := flipStep
 		if name == segmentName(0) {
 			n = end + sector
+		} else if strings.HasPrefix(name, segmentPrefix) {
+			step = 997 // all of it is zeros
 		}
-		for i := 0; i < n; i += flipStep {
+		for i := 0; i < n; i += step {
 			x := byte(1) << (i % 8)
-			f.data[i] ^= x
+			f.Data[i] ^= x
 			if l, err := tryOpenSim(d, o); verdict(err) == "" {
 				if err == nil {
 					l.Close()
@@ -73,17 +79,17 @@ func TestFlipAfterClose(t *testing.T) {
 			}
 			// Open and Verify share their judgement; a part of the bytes shows that they do.
 			if i%7 == 0 {
-				if _, err := verifySim(d, o.Verifier, true); verdict(err) == "" {
+				if _, err := verifySim(d, o.Keys, true); verdict(err) == "" {
 					t.Fatalf("%s byte %d ^ %#x: Verify: %v", name, i, x, err)
 				}
 			}
-			// Without the MAC key the MAC of the head says nothing.
-			if i%7 == 1 && name != headFile {
-				if _, err := verifySim(d, o.Verifier, false); verdict(err) == "" {
+			// Without the MAC key the MACs of head and snapshot say nothing.
+			if i%7 == 1 && name != headFile && name != snapshotFile {
+				if _, err := verifySim(d, o.Keys, false); verdict(err) == "" {
 					t.Fatalf("%s byte %d ^ %#x: Verify without mac key: %v", name, i, x, err)
 				}
 			}
-			f.data[i] ^= x
+			f.Data[i] ^= x
 		}
 	}
 	mustClose(t, openSim(t, d, o)) // all restored
@@ -96,7 +102,7 @@ func TestFlipAfterCrash(t *testing.T) {
 	o := testOptions(t)
 	live, l := newSimLog(t, o)
 	grow(t, l, 4)
-	crashed := live.killed()
+	crashed := live.Killed()
 	mustClose(t, l)
 	ps := framesOf(t, crashed)
 	end := ps[len(ps)-1].off + ps[len(ps)-1].n
@@ -104,14 +110,18 @@ func TestFlipAfterCrash(t *testing.T) {
 	for _, p := range ps {
 		size += p.recs
 	}
-	for name := range crashed.files {
-		n := len(crashed.files[name].data)
+	for name := range crashed.Files {
+		n := len(crashed.Files[name].Data)
 		if name == segmentName(0) {
 			n = end + sector
 		}
-		for i := 0; i < n; i += 3 * flipStep {
-			d := crashed.killed()
-			d.files[name].data[i] ^= 1 << (i % 8)
+		step := 3 * flipStep
+		if name != segmentName(0) && strings.HasPrefix(name, segmentPrefix) {
+			step = 3989
+		}
+		for i := 0; i < n; i += step {
+			d := crashed.Killed()
+			d.Files[name].Data[i] ^= 1 << (i % 8)
 			l, err := tryOpenSim(d, o)
 			if err == nil {
 				if l.Size() < size || len(recoveries(t, l)) != 1 {
@@ -138,23 +148,25 @@ func TestTamper(t *testing.T) {
 		t.Fatal(err)
 	}
 	grow(t, l, 3)
-	crashed := d0.killed()
+	crashed := d0.Killed()
 	mustClose(t, l)
+	d0, crashed = unpacked(t, d0, o), unpacked(t, crashed, o)
 	// Another log with the same keys and the same history.
 	other, l := newSimLog(t, o)
 	grow(t, l, 250)
 	mustClose(t, l)
+	other = unpacked(t, other, o)
 
-	type edit func(d *simDisk, ps []place)
-	swap := func(d *simDisk, a, b place) {
-		x, y := d.bytesAt(a), d.bytesAt(b)
-		copy(d.files[a.seg].data[a.off:], y)
-		copy(d.files[b.seg].data[b.off:], x)
+	type edit func(d *fsystest.Disk, ps []place)
+	swap := func(d *fsystest.Disk, a, b place) {
+		x, y := bytesAt(d, a), bytesAt(d, b)
+		copy(d.Files[a.seg].Data[a.off:], y)
+		copy(d.Files[b.seg].Data[b.off:], x)
 	}
 	cut := func(n int) edit {
-		return func(d *simDisk, ps []place) {
+		return func(d *fsystest.Disk, ps []place) {
 			for _, p := range ps[len(ps)-n:] {
-				d.wipe(p)
+				wipe(d, p)
 			}
 		}
 	}
@@ -166,98 +178,98 @@ func TestTamper(t *testing.T) {
 		{"last frame", VerdictTruncated, VerdictTruncated, cut(1)},
 		{"last three frames", VerdictTruncated, VerdictTruncated, cut(3)},
 		{"last frames over a checkpoint", VerdictTruncated, VerdictTruncated, cut(30)},
-		{"all frames", VerdictTruncated, VerdictTruncated, func(d *simDisk, ps []place) { cut(len(ps))(d, ps) }},
-		{"all but the first", VerdictTruncated, VerdictTruncated, func(d *simDisk, ps []place) { cut(len(ps)-1)(d, ps) }},
-		{"frame in the middle", VerdictHole, VerdictHole, func(d *simDisk, ps []place) { d.wipe(ps[100]) }},
-		{"first frame", VerdictHole, VerdictHole, func(d *simDisk, ps []place) { d.wipe(ps[0]) }},
-		{"last but one", VerdictHole, VerdictHole, func(d *simDisk, ps []place) { d.wipe(ps[len(ps)-2]) }},
-		{"half the last frame", VerdictTampered, VerdictTampered, func(d *simDisk, ps []place) {
+		{"all frames", VerdictTruncated, VerdictTruncated, func(d *fsystest.Disk, ps []place) { cut(len(ps))(d, ps) }},
+		{"all but the first", VerdictTruncated, VerdictTruncated, func(d *fsystest.Disk, ps []place) { cut(len(ps)-1)(d, ps) }},
+		{"frame in the middle", VerdictHole, VerdictHole, func(d *fsystest.Disk, ps []place) { wipe(d, ps[100]) }},
+		{"first frame", VerdictHole, VerdictHole, func(d *fsystest.Disk, ps []place) { wipe(d, ps[0]) }},
+		{"last but one", VerdictHole, VerdictHole, func(d *fsystest.Disk, ps []place) { wipe(d, ps[len(ps)-2]) }},
+		{"half the last frame", VerdictTampered, VerdictTampered, func(d *fsystest.Disk, ps []place) {
 			p := ps[len(ps)-1]
-			clear(d.files[p.seg].data[p.off+p.n-100 : p.off+p.n])
+			clear(d.Files[p.seg].Data[p.off+p.n-100 : p.off+p.n])
 		}},
-		{"last segment", VerdictTruncated, VerdictTruncated, func(d *simDisk, ps []place) {
-			for _, name := range d.segments() { // and those that are prepared after it
+		{"last segment", VerdictTruncated, VerdictTruncated, func(d *fsystest.Disk, ps []place) {
+			for _, name := range d.Segments() { // and those that are prepared after it
 				if name >= ps[len(ps)-1].seg {
-					delete(d.files, name)
+					delete(d.Files, name)
 				}
 			}
 		}},
-		{"middle segment", VerdictMissing, VerdictMissing, func(d *simDisk, _ []place) { delete(d.files, segmentName(1)) }},
-		{"first segment", VerdictMissing, VerdictMissing, func(d *simDisk, _ []place) { delete(d.files, segmentName(0)) }},
-		{"segments swapped", VerdictHole, VerdictHole, func(d *simDisk, _ []place) {
-			a, b := d.files[segmentName(0)], d.files[segmentName(1)]
-			a.data, b.data = b.data, a.data
+		{"middle segment", VerdictMissing, VerdictMissing, func(d *fsystest.Disk, _ []place) { delete(d.Files, segmentName(1)) }},
+		{"first segment", VerdictMissing, VerdictMissing, func(d *fsystest.Disk, _ []place) { delete(d.Files, segmentName(0)) }},
+		{"segments swapped", VerdictHole, VerdictHole, func(d *fsystest.Disk, _ []place) {
+			a, b := d.Files[segmentName(0)], d.Files[segmentName(1)]
+			a.Data, b.Data = b.Data, a.Data
 		}},
-		{"segment shortened", VerdictTampered, VerdictTampered, func(d *simDisk, _ []place) {
-			f := d.files[segmentName(1)]
-			f.data = f.data[:len(f.data)-sector]
+		{"segment shortened", VerdictTampered, VerdictTampered, func(d *fsystest.Disk, _ []place) {
+			f := d.Files[segmentName(1)]
+			f.Data = f.Data[:len(f.Data)-sector]
 		}},
-		{"frames swapped", VerdictHole, VerdictHole, func(d *simDisk, ps []place) { swap(d, ps[20], ps[23]) }},
-		{"last frames swapped", VerdictHole, VerdictHole, func(d *simDisk, ps []place) { swap(d, ps[len(ps)-1], ps[len(ps)-2]) }},
-		{"frame repeated at the end", VerdictTampered, VerdictTampered, func(d *simDisk, ps []place) {
+		{"frames swapped", VerdictHole, VerdictHole, func(d *fsystest.Disk, ps []place) { swap(d, ps[20], ps[23]) }},
+		{"last frames swapped", VerdictHole, VerdictHole, func(d *fsystest.Disk, ps []place) { swap(d, ps[len(ps)-1], ps[len(ps)-2]) }},
+		{"frame repeated at the end", VerdictTampered, VerdictTampered, func(d *fsystest.Disk, ps []place) {
 			p := ps[len(ps)-1]
-			copy(d.files[p.seg].data[p.off+p.n:], d.bytesAt(p))
+			copy(d.Files[p.seg].Data[p.off+p.n:], bytesAt(d, p))
 		}},
-		{"frame of the other log", VerdictForked, VerdictForked, func(d *simDisk, ps []place) {
-			copy(d.files[segmentName(0)].data[ps[50].off:], other.bytesAt(framesOf(t, other)[50]))
+		{"frame of the other log", VerdictForked, VerdictForked, func(d *fsystest.Disk, ps []place) {
+			copy(d.Files[segmentName(0)].Data[ps[50].off:], bytesAt(other, framesOf(t, other)[50]))
 		}},
-		{"all segments of the other log", VerdictForked, VerdictForked, func(d *simDisk, ps []place) {
-			for _, name := range d.segments() {
-				if f := other.files[name]; f != nil {
-					copy(d.files[name].data, f.data)
+		{"all segments of the other log", VerdictForked, VerdictForked, func(d *fsystest.Disk, ps []place) {
+			for _, name := range d.Segments() {
+				if f := other.Files[name]; f != nil {
+					copy(d.Files[name].Data, f.Data)
 				} else {
-					clear(d.files[name].data)
+					clear(d.Files[name].Data)
 				}
 			}
 		}},
-		{"frame inserted", VerdictTampered, VerdictTampered, func(d *simDisk, ps []place) {
+		{"frame inserted", VerdictTampered, VerdictTampered, func(d *fsystest.Disk, ps []place) {
 			p := ps[20]
-			b := d.files[p.seg].data
+			b := d.Files[p.seg].Data
 			moved := bytes.Clone(b[p.off : len(b)-p.n])
 			copy(b[p.off+p.n:], moved)
-			copy(b[p.off:], d.bytesAt(ps[19]))
+			copy(b[p.off:], bytesAt(d, ps[19]))
 		}},
-		{"bytes far behind the end", VerdictTampered, VerdictTampered, func(d *simDisk, ps []place) {
-			name := segmentName(len(d.segments()))
-			d.files[name] = &simFile{data: make([]byte, o.SegmentSize)}
-			d.files[name].data[9000] = 1
+		{"bytes far behind the end", VerdictTampered, VerdictTampered, func(d *fsystest.Disk, ps []place) {
+			name := segmentName(len(d.Segments()))
+			d.Files[name] = &fsystest.File{Data: make([]byte, o.SegmentSize)}
+			d.Files[name].Data[9000] = 1
 			p := ps[len(ps)-1]
-			d.files[p.seg].data[p.off+p.n] = 1
+			d.Files[p.seg].Data[p.off+p.n] = 1
 		}},
-		{"bytes behind the end", VerdictClosed, "", func(d *simDisk, ps []place) {
+		{"bytes behind the end", VerdictClosed, "", func(d *fsystest.Disk, ps []place) {
 			p := ps[len(ps)-1]
-			copy(d.files[p.seg].data[p.off+p.n:], "torn")
+			copy(d.Files[p.seg].Data[p.off+p.n:], "torn")
 		}},
-		{"head of the other log", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
-			d.files[headFile].data = bytes.Clone(other.files[headFile].data)
+		{"head of the other log", VerdictHead, VerdictHead, func(d *fsystest.Disk, _ []place) {
+			d.Files[headFile].Data = bytes.Clone(other.Files[headFile].Data)
 		}},
-		{"slots of the head exchanged", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
-			b := d.files[headFile].data
-			d.files[headFile].data = append(bytes.Clone(b[sector:]), b[:sector]...)
+		{"slots of the head exchanged", VerdictHead, VerdictHead, func(d *fsystest.Disk, _ []place) {
+			b := d.Files[headFile].Data
+			d.Files[headFile].Data = append(bytes.Clone(b[sector:]), b[:sector]...)
 		}},
-		{"last frame moved to a segment of its own", VerdictForked, VerdictForked, func(d *simDisk, ps []place) {
+		{"last frame moved to a segment of its own", VerdictForked, VerdictForked, func(d *fsystest.Disk, ps []place) {
 			p := ps[len(ps)-1]
-			f := &simFile{data: make([]byte, o.SegmentSize)}
-			copy(f.data, d.bytesAt(p))
-			d.wipe(p)
-			d.files[segmentName(len(framesBySegment(ps)))] = f
+			f := &fsystest.File{Data: make([]byte, o.SegmentSize)}
+			copy(f.Data, bytesAt(d, p))
+			wipe(d, p)
+			d.Files[segmentName(len(framesBySegment(ps)))] = f
 		}},
-		{"format of the other log", VerdictHead, VerdictHead, func(d *simDisk, _ []place) {
-			d.files[formatFile].data = bytes.Clone(other.files[formatFile].data)
+		{"format of the other log", VerdictHead, VerdictHead, func(d *fsystest.Disk, _ []place) {
+			d.Files[formatFile].Data = bytes.Clone(other.Files[formatFile].Data)
 		}},
-		{"checkpoints of the other log", VerdictForked, VerdictForked, func(d *simDisk, _ []place) {
-			d.files[checkpointsFile].data = bytes.Clone(other.files[checkpointsFile].data)
+		{"checkpoints of the other log", VerdictForked, VerdictForked, func(d *fsystest.Disk, _ []place) {
+			d.Files[checkpointsName(0)].Data = bytes.Clone(other.Files[checkpointsName(0)].Data)
 		}},
-		{"checkpoint of the other log", VerdictCheckpoint, VerdictCheckpoint, func(d *simDisk, _ []place) {
-			d.files[checkpointFile].data = bytes.Clone(other.files[checkpointFile].data)
+		{"checkpoint of the other log", VerdictCheckpoint, VerdictCheckpoint, func(d *fsystest.Disk, _ []place) {
+			d.Files[checkpointFile].Data = bytes.Clone(other.Files[checkpointFile].Data)
 		}},
-		{"list of checkpoints emptied", VerdictCheckpoint, VerdictCheckpoint, func(d *simDisk, _ []place) {
-			d.files[checkpointsFile].data = nil
+		{"list of checkpoints emptied", VerdictCheckpoint, VerdictCheckpoint, func(d *fsystest.Disk, _ []place) {
+			d.Files[checkpointsName(0)].Data = nil
 		}},
-		{"both slots of the head", VerdictHead, VerdictHead, func(d *simDisk, _ []place) { clear(d.files[headFile].data) }},
-		{"last frame and the slot that counts it", VerdictTruncated, VerdictHead, func(d *simDisk, ps []place) {
+		{"both slots of the head", VerdictHead, VerdictHead, func(d *fsystest.Disk, _ []place) { clear(d.Files[headFile].Data) }},
+		{"last frame and the slot that counts it", VerdictTruncated, VerdictHead, func(d *fsystest.Disk, ps []place) {
 			cut(1)(d, ps)
-			b := d.files[headFile].data
+			b := d.Files[headFile].Data
 			a, _ := parseHead(b[:sector], 0, [16]byte(b[88:]), nil)
 			z, _ := parseHead(b[sector:], 1, [16]byte(b[88:]), nil)
 			if a.gen > z.gen {
@@ -270,10 +282,10 @@ func TestTamper(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, base := range []struct {
 				name string
-				d    *simDisk
+				d    *fsystest.Disk
 				want Verdict
 			}{{"closed", d0, tt.closed}, {"crashed", crashed, tt.crashed}} {
-				d := base.d.killed()
+				d := base.d.Killed()
 				tt.edit(d, framesOf(t, d))
 				if base.want == "" {
 					l, err := tryOpenSim(d, o)
@@ -300,7 +312,7 @@ func TestForgedCheckpoint(t *testing.T) {
 	o := testOptions(t)
 	d, l := newSimLog(t, o)
 	grow(t, l, 5)
-	crashed := d.killed() // with the checkpoint made at opening as its latest
+	crashed := d.Killed() // with the checkpoint made at opening as its latest
 	mustClose(t, l)
 	skey, vkey, err := note.GenerateKey(nil, testOrigin)
 	if err != nil {
@@ -310,34 +322,34 @@ func TestForgedCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := note.NewVerifier(vkey)
+	v, err := notekey.ParseSet(vkey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := parseCheckpoint(d.files[checkpointFile].data, testOrigin)
+	c, err := parseCheckpoint(d.Files[checkpointFile].Data, testOrigin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged, err := signCheckpoint(testOrigin, c.size, c.root, forger, v)
+	forged, err := signCheckpoint(testOrigin, c.size, c.root, []note.Signer{forger}, v)
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := d.files[checkpointsFile].data
-	d.files[checkpointsFile].data = append(list[:len(list)-len(c.raw)-1:len(list)-len(c.raw)-1], string(forged.raw)+"\n"...)
-	d.files[checkpointFile].data = forged.raw
+	list := d.Files[checkpointsName(0)].Data
+	d.Files[checkpointsName(0)].Data = append(list[:len(list)-len(c.raw)-1:len(list)-len(c.raw)-1], string(forged.raw)+"\n"...)
+	d.Files[checkpointFile].Data = forged.raw
 	if got := bothRefuse(t, d, "another key"); got != VerdictCheckpoint {
 		t.Errorf("closed: %s", got)
 	}
 	// Appended to a log that crashed: validly formed, over the right root, and not ours.
 	var rep *Report
-	if rep, err = verifySim(crashed, o.Verifier, true); err != nil {
+	if rep, err = verifySim(crashed, o.Keys, true); err != nil {
 		t.Fatal(err)
 	}
-	if forged, err = signCheckpoint(testOrigin, rep.Size, rep.Root, forger, v); err != nil {
+	if forged, err = signCheckpoint(testOrigin, rep.Size, rep.Root, []note.Signer{forger}, v); err != nil {
 		t.Fatal(err)
 	}
-	f := crashed.files[checkpointsFile]
-	f.data = append(f.data, string(forged.raw)+"\n"...)
+	f := crashed.Files[checkpointsName(0)]
+	f.Data = append(f.Data, string(forged.raw)+"\n"...)
 	if got := bothRefuse(t, crashed, "appended"); got != VerdictCheckpoint {
 		t.Errorf("crashed: %s", got)
 	}
@@ -351,7 +363,7 @@ func TestWholeRollbackIsInvisibleInside(t *testing.T) {
 	d, l := newSimLog(t, o)
 	grow(t, l, 5)
 	mustClose(t, l)
-	old := d.killed()
+	old := d.Killed()
 	l = openSim(t, d, o)
 	grow(t, l, 5)
 	mustClose(t, l)
@@ -359,7 +371,7 @@ func TestWholeRollbackIsInvisibleInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rep, err := verifySim(old, o.Verifier, true)
+	rep, err := verifySim(old, o.Keys, true)
 	if err != nil {
 		t.Fatalf("an earlier state is a whole log: %v", err)
 	}
@@ -376,7 +388,7 @@ func TestCrashUnderLoad(t *testing.T) {
 	o.CheckpointRecords = 40
 	d, l := newSimLog(t, o)
 	type image struct {
-		d     *simDisk
+		d     *fsystest.Disk
 		acked uint64
 	}
 	var images []image
@@ -384,23 +396,23 @@ func TestCrashUnderLoad(t *testing.T) {
 	var full atomic.Bool
 	rng := rand.New(rand.NewPCG(3, 4))
 	var one sync.Mutex // one image at a time, since taking one lets go of the disk's lock
-	d.mu.Lock()
-	d.testOnlyFail = func(_, _ string, n int) (int, error) {
+	d.Mu.Lock()
+	d.Fail = func(op, name string, n int) (int, error) {
 		if !one.TryLock() {
 			return n, nil
 		}
 		defer one.Unlock()
 		if len(images) >= 120/min(flipStep, 4) {
 			full.Store(true)
-		} else if rng.IntN(6) == 0 {
+		} else if rng.IntN(6) == 0 || op == "sync" && strings.HasPrefix(name, segmentPrefix) && rng.IntN(2) == 0 { // a frame is on its way
 			acked := acked.Load()
-			d.mu.Unlock()
-			images = append(images, image{d.killed(), acked}, image{d.powerCut(rng), acked})
-			d.mu.Lock()
+			d.Mu.Unlock()
+			images = append(images, image{d.Killed(), acked}, image{d.PowerCut(rng), acked})
+			d.Mu.Lock()
 		}
 		return n, nil
 	}
-	d.mu.Unlock()
+	d.Mu.Unlock()
 	var wg sync.WaitGroup
 	for w := range 4 {
 		wg.Go(func() {
@@ -436,7 +448,7 @@ func TestCrashUnderLoad(t *testing.T) {
 		torn += len(recoveries(t, l))
 		mustAppend(t, l, operation("k0", 1))
 		mustClose(t, l)
-		if rep, err := verifySim(img.d, o.Verifier, true); err != nil || !rep.Clean {
+		if rep, err := verifySim(img.d, o.Keys, true); err != nil || !rep.Clean {
 			t.Errorf("image %d after recovery: %v", i, err)
 		}
 	}
@@ -455,37 +467,37 @@ func TestCrashInCeremonies(t *testing.T) {
 	p := framesOf(t, d)
 	last := p[len(p)-1]
 	// A torn frame and a note cut short, longer than what will overwrite it.
-	torn := d.killed()
-	copy(torn.files[last.seg].data[last.off+last.n:], strings.Repeat("torn", 2000))
-	notes := torn.files[checkpointsFile]
-	notes.data = append(notes.data, strings.Repeat("half a note", 200)...)
+	torn := d.Killed()
+	copy(torn.Files[last.seg].Data[last.off+last.n:], strings.Repeat("torn", 2000))
+	notes := torn.Files[checkpointsName(0)]
+	notes.Data = append(notes.Data, strings.Repeat("half a note", 200)...)
 	// A note of which a sector was lost.
-	lost := d.killed()
-	notes = lost.files[checkpointsFile]
-	notes.data = append(notes.data, string(make([]byte, 100))+"\n\n— sig\n\n"...)
+	lost := d.Killed()
+	notes = lost.Files[checkpointsName(0)]
+	notes.Data = append(notes.Data, string(make([]byte, 100))+"\n\n— sig\n\n"...)
 	// A crash between the two places of a checkpoint.
-	before := bytes.Clone(d.files[checkpointFile].data)
+	before := bytes.Clone(d.Files[checkpointFile].Data)
 	if err := l.checkpointNow(false); err != nil {
 		t.Fatal(err)
 	}
-	behind := d.killed()
-	behind.files[checkpointFile].data = before
+	behind := d.Killed()
+	behind.Files[checkpointFile].Data = before
 	mustClose(t, l)
 	rng := rand.New(rand.NewPCG(5, 6))
-	for _, base := range []*simDisk{d, torn, lost, behind} {
-		d := base.killed()
-		var copies []*simDisk
-		d.testOnlyFail = func(_, _ string, n int) (int, error) {
-			d.mu.Unlock()
-			copies = append(copies, d.killed(), d.powerCut(rng), d.powerCut(rng))
-			d.mu.Lock()
+	for _, base := range []*fsystest.Disk{d, torn, lost, behind} {
+		d := base.Killed()
+		var copies []*fsystest.Disk
+		d.Fail = func(_, _ string, n int) (int, error) {
+			d.Mu.Unlock()
+			copies = append(copies, d.Killed(), d.PowerCut(rng), d.PowerCut(rng))
+			d.Mu.Lock()
 			return n, nil
 		}
 		l := openSim(t, d, o)
 		mustAppend(t, l, operation("k", 1))
 		mustClose(t, l)
-		d.testOnlyFail = nil
-		if rep, err := verifySim(d, o.Verifier, true); err != nil || !rep.Clean {
+		d.Fail = nil
+		if rep, err := verifySim(d, o.Keys, true); err != nil || !rep.Clean {
 			t.Errorf("after all: %v", err)
 		}
 		for i, c := range copies {
@@ -509,16 +521,16 @@ func TestFaultyWriter(t *testing.T) {
 		want   Verdict
 		tamper func(l *Log)
 	}{
-		{"gap in a key's sequence", VerdictTampered, func(l *Log) { l.keys["k0"] = keyState{l.keys["k0"].seq + 1, l.keys["k0"].last} }},
-		{"sequence begins again", VerdictTampered, func(l *Log) { delete(l.keys, "k0") }},
-		{"wrong link", VerdictTampered, func(l *Log) { l.keys["k0"] = keyState{l.keys["k0"].seq, l.keys["k0"].last - 1} }},
-		{"leaf dropped from the tree", VerdictTampered, func(l *Log) { l.tree = newTree() }},
+		{"gap in a key's sequence", VerdictTampered, func(l *Log) { bend(l, func(k *keymap.State) { k.Seq++ }) }},
+		{"sequence begins again", VerdictTampered, func(l *Log) { bend(l, func(k *keymap.State) { k.Seq, k.Last = 0, 0 }) }},
+		{"wrong link", VerdictTampered, func(l *Log) { bend(l, func(k *keymap.State) { k.Last-- }) }},
+		{"leaf dropped from the tree", VerdictTampered, func(l *Log) { l.tiles.Append([]byte{1}, [32]byte{1}) }},
 		{"another checkpoint named", VerdictCheckpoint, func(l *Log) {
-			l.enqueue(l.cur, []*Record{{Kind: KindCheckpoint, Time: time.Now(), Ref: 1, InputHash: [32]byte{1}}})
+			slip(t, l, &Record{Kind: KindCheckpoint, Time: time.Now(), Ref: 1, InputHash: [32]byte{1}})
 		}},
 		{"checkpoint over another root", VerdictForked, func(l *Log) { l.root[0]++ }},
 		{"checkpoint that no record names", VerdictCheckpoint, func(l *Log) {
-			c, err := signCheckpoint(o.Origin, l.size, l.root, o.Signer, o.Verifier)
+			c, err := signCheckpoint(o.Origin, l.end.size, l.root, o.Signers, o.Keys)
 			if err == nil {
 				err = l.disk.writeCheckpoint(c)
 			}
@@ -526,10 +538,10 @@ func TestFaultyWriter(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"genesis again", VerdictFormat, func(l *Log) { l.enqueue(l.cur, []*Record{{Kind: KindGenesis, Time: time.Now()}}) }},
+		{"genesis again", VerdictFormat, func(l *Log) { slip(t, l, &Record{Kind: KindGenesis, Time: time.Now()}) }},
 		{"answer to a later record", VerdictTampered, func(l *Log) {
 			r := &Record{Kind: KindNoise, Time: time.Now()}
-			l.enqueue(l.cur, []*Record{r})
+			slip(t, l, r)
 			b := l.cur.buf
 			b = binary.BigEndian.AppendUint64(append(b, tagRef, 0, 8), 1<<40)
 			b[len(b)-11-len(mustEncode(t, r))-1] += 11 // the record's length
@@ -549,8 +561,12 @@ func TestFaultyWriter(t *testing.T) {
 			}
 			mustAppend(t, l, operation("k0", 1))
 			mustClose(t, l)
+			if _, err := verifySim(d, o.Keys, true); verdict(err) == "" {
+				t.Errorf("Verify of the packed log: %v", err)
+			}
+			d = unpacked(t, d, o)
 			for _, mac := range []bool{true, false} {
-				if _, err := verifySim(d, o.Verifier, mac); verdict(err) == "" {
+				if _, err := verifySim(d, o.Keys, mac); verdict(err) == "" {
 					t.Errorf("Verify (mac key %v): %v", mac, err)
 				}
 			}
@@ -558,6 +574,24 @@ func TestFaultyWriter(t *testing.T) {
 				t.Errorf("Open: %v, want %s", err, tt.want)
 			}
 		})
+	}
+}
+
+// bend changes what the writer knows of key k0.
+func bend(l *Log, f func(*keymap.State)) {
+	slot, k := l.keys.Slot("k0")
+	f(&k)
+	l.keys.Set(slot, k)
+}
+
+// slip puts a record into the next commit that the log would not write.
+func slip(tb testing.TB, l *Log, r *Record) {
+	e := new(encoding)
+	if _, err := e.add(r); err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := l.enqueue(l.cur, []*Record{r}, e); err != nil {
+		tb.Fatal(err)
 	}
 }
 

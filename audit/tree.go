@@ -5,6 +5,7 @@ import (
 
 	"github.com/transparency-dev/merkle/compact"
 	"github.com/transparency-dev/merkle/rfc6962"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // tree is the right edge of the Merkle tree (RFC 6962 §2.1): enough to append leaves and to give the root.
@@ -14,9 +15,23 @@ var treeFactory = &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren
 
 func newTree() *tree { return &tree{treeFactory.NewEmptyRange(0)} }
 
-// append adds the leaf SHA-256(0x00 ‖ record).
-func (t *tree) append(record []byte) error {
-	return t.r.Append(rfc6962.DefaultHasher.HashLeaf(record), nil)
+// append adds a leaf by its hash.
+func (t *tree) append(leaf [32]byte) error { return t.r.Append(leaf[:], nil) }
+
+// leafHash is SHA-256(0x00 ‖ record).
+func leafHash(record []byte) [32]byte { return [32]byte(rfc6962.DefaultHasher.HashLeaf(record)) }
+
+// treeAt is the tree over size leaves whose right edge has the given hashes, from left to right.
+func treeAt(size uint64, edge []tlog.Hash) (*tree, error) {
+	hashes := make([][]byte, len(edge))
+	for i := range edge {
+		hashes[i] = edge[i][:]
+	}
+	r, err := treeFactory.NewRange(0, size, hashes)
+	if err != nil {
+		return nil, err
+	}
+	return &tree{r}, nil
 }
 
 // root returns the root over all leaves; that of no leaves is the SHA-256 of nothing.
