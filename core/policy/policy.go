@@ -1,6 +1,8 @@
-// Package policy says what holds for a request before a key is looked at: which
-// signatures must be there, and what is produced. A decision comes from a
-// decision point; requests and keys may only tighten it.
+// Package policy says what holds for a request before a key is looked at:
+// whether it is allowed at all, which signatures must be there, and what is
+// produced. Decisions come from decision points (the configuration, a file, a
+// service), and an [Engine] asks them all. What one of them says, the next one,
+// the key and the request may only tighten: docs/spec/policy.md.
 package policy
 
 import (
@@ -11,21 +13,6 @@ import (
 
 	"github.com/rustyonions/ron-kms/core/alg"
 )
-
-// A Decision is what a decision point says about a tenant and purpose.
-type Decision struct {
-	// Mode is the least that a bundle must satisfy.
-	Mode alg.Mode
-	// ProduceHybrid gives new versions of classical keys a post-quantum
-	// companion track, and new signatures both.
-	ProduceHybrid bool
-	// LegacyGrace says that a version without a post-quantum track may still
-	// be verified by what it has. It never lets such a version sign.
-	LegacyGrace bool
-	// Enforced is false for a tenant and purpose that the roll-out has not
-	// reached: Mode is ModeOr then, and nothing hybrid is produced.
-	Enforced bool
-}
 
 // Static is the decision point that knows nothing but the configuration: the
 // phases of docs/PQ_MIGRATION.md.
@@ -43,17 +30,25 @@ type Static struct {
 	// GraceUntil is when versions without a post-quantum track stop being
 	// verified under ModeAnd and ModePQOnly; the zero time is at once.
 	GraceUntil time.Time
+
+	// AttestRequire and FailOpen are those of every decision, in any phase.
+	AttestRequire, FailOpen bool
+	// AllowSignFallback permits what other decision points permit too.
+	AllowSignFallback bool
 }
 
-// Decide gives the decision for one tenant and purpose.
+// Decide gives the decision for one tenant and purpose. It allows everything:
+// the configuration knows no other tenants than those with tokens.
 func (s Static) Decide(tenant, purpose string, now time.Time) Decision {
+	d := Decision{
+		Allow: true, Mode: alg.ModeOr,
+		AttestRequire: s.AttestRequire, FailOpen: s.FailOpen && s.AttestRequire, AllowSignFallback: s.AllowSignFallback,
+	}
 	if Bucket(tenant, purpose) >= s.RolloutPercent {
-		return Decision{Mode: alg.ModeOr}
+		return d
 	}
-	return Decision{
-		Mode: s.Mode, ProduceHybrid: s.ProduceHybrid, Enforced: true,
-		LegacyGrace: now.Before(s.GraceUntil),
-	}
+	d.Mode, d.ProduceHybrid, d.Enforced, d.LegacyGrace = s.Mode, s.ProduceHybrid, true, now.Before(s.GraceUntil)
+	return d
 }
 
 // Bucket places a tenant and purpose between 0 and 99, always at the same

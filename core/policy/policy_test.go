@@ -69,13 +69,13 @@ func TestPhases(t *testing.T) {
 		phase string
 		want  Decision
 	}{
-		{Static{Mode: alg.ModeOr, RolloutPercent: 100}, "0", Decision{Mode: alg.ModeOr, Enforced: true}},
-		{Static{Mode: alg.ModeOr, ProduceHybrid: true, RolloutPercent: 100}, "1", Decision{Mode: alg.ModeOr, ProduceHybrid: true, Enforced: true}},
-		{Static{Mode: alg.ModeAnd, ProduceHybrid: true, RolloutPercent: 100}, "2", Decision{Mode: alg.ModeAnd, ProduceHybrid: true, Enforced: true}},
-		{Static{Mode: alg.ModePQOnly, ProduceHybrid: true, RolloutPercent: 100}, "3", Decision{Mode: alg.ModePQOnly, ProduceHybrid: true, Enforced: true}},
-		{Static{Mode: alg.ModeAnd, ProduceHybrid: true, RolloutPercent: 0}, "2", Decision{Mode: alg.ModeOr}},
-		{Static{Mode: alg.ModeAnd, RolloutPercent: 100, GraceUntil: now.Add(1)}, "2", Decision{Mode: alg.ModeAnd, Enforced: true, LegacyGrace: true}},
-		{Static{Mode: alg.ModeAnd, RolloutPercent: 100, GraceUntil: now}, "2", Decision{Mode: alg.ModeAnd, Enforced: true}},
+		{Static{Mode: alg.ModeOr, RolloutPercent: 100}, "0", Decision{Allow: true, Mode: alg.ModeOr, Enforced: true}},
+		{Static{Mode: alg.ModeOr, ProduceHybrid: true, RolloutPercent: 100}, "1", Decision{Allow: true, Mode: alg.ModeOr, ProduceHybrid: true, Enforced: true}},
+		{Static{Mode: alg.ModeAnd, ProduceHybrid: true, RolloutPercent: 100}, "2", Decision{Allow: true, Mode: alg.ModeAnd, ProduceHybrid: true, Enforced: true}},
+		{Static{Mode: alg.ModePQOnly, ProduceHybrid: true, RolloutPercent: 100}, "3", Decision{Allow: true, Mode: alg.ModePQOnly, ProduceHybrid: true, Enforced: true}},
+		{Static{Mode: alg.ModeAnd, ProduceHybrid: true, RolloutPercent: 0}, "2", Decision{Allow: true, Mode: alg.ModeOr}},
+		{Static{Mode: alg.ModeAnd, RolloutPercent: 100, GraceUntil: now.Add(1)}, "2", Decision{Allow: true, Mode: alg.ModeAnd, Enforced: true, LegacyGrace: true}},
+		{Static{Mode: alg.ModeAnd, RolloutPercent: 100, GraceUntil: now}, "2", Decision{Allow: true, Mode: alg.ModeAnd, Enforced: true}},
 	} {
 		if got := c.s.Decide("acme", "release", now); got != c.want {
 			t.Errorf("%+v decides %+v, want %+v", c.s, got, c.want)
