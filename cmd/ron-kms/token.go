@@ -21,12 +21,12 @@ import (
 func tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make, narrow and read capability tokens",
+		Short: "Make, narrow, read and revoke capability tokens",
 		Long: `A token says what its holder may do: for which tenant, with which scopes, on
 which keys, and until when. Whoever holds a token can narrow it without asking
 anybody, and nobody can widen one. docs/spec/token.md has the format.`,
 	}
-	cmd.AddCommand(mintCommand(), attenuateCommand(), inspectCommand())
+	cmd.AddCommand(mintCommand(), attenuateCommand(), inspectCommand(), revokeCommand(), rootsCommand())
 	return cmd
 }
 
@@ -74,7 +74,8 @@ func (r *tokenRequest) addFlags(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVar(&r.scopes, "scope", nil, "scopes, comma separated: "+strings.Join(capability.ScopeList(), " "))
 	cmd.Flags().StringVar(&r.kidPrefix, "kid-prefix", "", "only keys under this kid, whole segments: acme/audit")
 	cmd.Flags().StringVar(&r.purposePrefix, "purpose-prefix", "", "only keys of this purpose, or of purposes below it (purpose:…)")
-	cmd.Flags().StringSliceVar(&r.caveats, "caveat", nil, "a caveat as text: name=value")
+	// Not a list: commas are part of some caveats.
+	cmd.Flags().StringArrayVar(&r.caveats, "caveat", nil, "a caveat as text, name=value: verb alg aud rate max-bytes payload-b3 client-key peer-uid nbf …")
 }
 
 func mintCommand() *cobra.Command {
@@ -175,7 +176,7 @@ func inspectCommand() *cobra.Command {
 				return err
 			}
 			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "actor     %s\nroot key  %s\n", info.ID, info.RootKeyID)
+			fmt.Fprintf(out, "actor     %s\nroot key  %s\nissued    %s\n", info.ID, info.RootKeyID, info.Issued.Format(time.RFC3339))
 			for _, c := range info.UnverifiedCaveats {
 				fmt.Fprintf(out, "caveat    %s%s\n", c, explain(c))
 			}
@@ -186,6 +187,172 @@ func inspectCommand() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func revokeCommand() *cobra.Command {
+	var f serverFlags
+	var id, tenant, before string
+	cmd := &cobra.Command{
+		Use:   "revoke [TOKEN-FILE]",
+		Short: "End a token, or all of a tenant's older tokens",
+		Long: `Adds a line to the store's list of revocations, tokens/revoked. A running server
+takes notice within seconds, in sessions that are open too. It needs neither
+the passphrase nor the server.
+
+A token is named by its file ("-" for standard input) or, with --id, by the
+name that audit records and "token inspect" give it. All tokens that were
+narrowed from it end with it. --tenant ends the tokens of a tenant that were
+minted before a time; tokens that are minted later count. To end all tokens
+under a root key, retire the key (ron-kms token roots retire).`,
+		Example: "  ron-kms token revoke --dir ./store leaked-token\n  ron-kms token revoke --dir ./store --id cap:9487be60e6c87a93\n  ron-kms token revoke --dir ./store --tenant acme --before 2026-01-02T15:04:05Z",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			named := len(args)
+			for _, flag := range []string{id, tenant} {
+				if flag != "" {
+					named++
+				}
+			}
+			if named != 1 || before != "" && tenant == "" {
+				return errors.New("give one of TOKEN-FILE, --id and --tenant; --before goes with --tenant")
+			}
+			r := capability.Revocation{Token: id}
+			switch {
+			case tenant != "":
+				seconds, err := revokedBefore(before, time.Now())
+				if err != nil {
+					return err
+				}
+				r = capability.Revocation{Tenant: tenant, Before: seconds}
+			case len(args) == 1:
+				token, err := readToken(cmd, args)
+				if err != nil {
+					return err
+				}
+				info, err := capability.Inspect(token)
+				if err != nil {
+					return err
+				}
+				r.Token = info.ID
+			}
+			if r.String() == "" {
+				return errors.New("not well-formed: a token's name is cap: or ron: and 16 hex digits; a tenant is a label")
+			}
+			cfg, err := f.config()
+			if err != nil {
+				return err
+			}
+			if err := core.Revoke(cfg.Dir, r); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "revoked:", r)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&f.dir, "dir", "", "folder of the store (KMS_DIR)")
+	cmd.Flags().StringVar(&id, "id", "", "the token's name in audit records: cap:…")
+	cmd.Flags().StringVar(&tenant, "tenant", "", "all tokens of this tenant that were minted before --before")
+	cmd.Flags().StringVar(&before, "before", "", "a time (RFC 3339); without it, now")
+	return cmd
+}
+
+// revokedBefore is the first second whose tokens still count. Without a time
+// that is the next one, so that what was minted until now ends.
+func revokedBefore(text string, now time.Time) (int64, error) {
+	if text == "" {
+		return now.Unix() + 1, nil
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return 0, errors.New("--before is not a time such as 2026-01-02T15:04:05Z")
+	}
+	return t.Unix(), nil
+}
+
+func rootsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "roots",
+		Short: "List, rotate and retire the root keys of tokens",
+		Long: `Tokens are minted under the newest root key and verified under all of them. To
+change the key, rotate, let the tokens under the old one expire or replace
+them, and retire it. A running server takes notice of both by itself.`,
+	}
+	var f serverFlags
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the root keys",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := f.config()
+			if err != nil {
+				return err
+			}
+			roots, err := core.TokenRoots(cfg.Dir)
+			if err != nil {
+				return err
+			}
+			for _, r := range roots {
+				state := "verifies"
+				switch {
+				case r.Newest:
+					state = "newest: mints and verifies"
+				case r.Retired:
+					state = "retired"
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s\n", r.ID, state)
+			}
+			return nil
+		},
+	}
+	list.Flags().StringVar(&f.dir, "dir", "", "folder of the store (KMS_DIR)")
+	cmd.AddCommand(list, rotateRootCommand(), retireRootCommand())
+	return cmd
+}
+
+func rotateRootCommand() *cobra.Command {
+	var f serverFlags
+	cmd := &cobra.Command{
+		Use:   "rotate",
+		Short: "Make a new root key, which new tokens are minted under",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := f.config()
+			if err != nil {
+				return err
+			}
+			p, err := passphrase(cfg, false)
+			if err != nil {
+				return err
+			}
+			defer secret.Wipe(p)
+			id, err := core.RotateTokenKeys(cfg.Dir, p)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), id)
+			return nil
+		},
+	}
+	f.addStore(cmd)
+	return cmd
+}
+
+func retireRootCommand() *cobra.Command {
+	var f serverFlags
+	cmd := &cobra.Command{
+		Use:   "retire ID",
+		Short: "End all tokens under a root key, and remove the key",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := f.config()
+			if err != nil {
+				return err
+			}
+			return core.RetireTokenKey(cfg.Dir, args[0])
+		},
+	}
+	cmd.Flags().StringVar(&f.dir, "dir", "", "folder of the store (KMS_DIR)")
+	return cmd
 }
 
 // explain shows a time as people read it.

@@ -6,15 +6,17 @@
 // anybody who holds a token can add a caveat without asking, and nobody can
 // take one away. The root key stays with the authority.
 //
-// Two steps are kept apart. [Verifier.Verify] says that the bytes were not
-// tampered with and returns a [Grant]. [Grant.Clear] says that the caveats
+// The steps are kept apart. [Verifier.Verify] says that the bytes were not
+// tampered with and returns a [Grant]. [Grant.Bind] says that whoever presents
+// the token is who it was made for. [Grant.Clear] says that the caveats
 // allow one request at one moment and returns a [Permit], which the next step
 // of the engine consumes. Whatever is not understood denies: an unknown
-// caveat, a second spelling of a known one, a trailing byte.
+// caveat, a second spelling of a known one, a trailing byte; and so does what
+// a caveat looks at and the caller did not give.
 //
 // Grammar and semantics are docs/spec/token.md, vectors docs/vectors/token.json.
 // Minting is package mint, so that a program which only verifies links none
-// of it.
+// of it. Package ronauth reads the tokens of another issuer.
 package capability
 
 import "errors"
@@ -82,18 +84,25 @@ var (
 // Reasons of a [Refusal]. The list is closed, so a reason may be a metric
 // label; names and meanings are never reused.
 const (
-	ReasonTokenMissing    = "token-missing"    // ErrInvalid
-	ReasonTokenMalformed  = "token-malformed"  // ErrInvalid
-	ReasonTokenSignature  = "token-signature"  // ErrInvalid
-	ReasonTokenExpired    = "token-expired"    // ErrInvalid
-	ReasonTokenNotYet     = "token-not-yet"    // ErrInvalid
-	ReasonCaveatUnknown   = "caveat-unknown"   // ErrInvalid
-	ReasonCaveatMalformed = "caveat-malformed" // ErrInvalid
-	ReasonCaveatMissing   = "caveat-missing"   // ErrInvalid
-	ReasonTenantMismatch  = "tenant-mismatch"  // ErrDenied
-	ReasonScopeMissing    = "scope-missing"    // ErrDenied
-	ReasonKIDMismatch     = "kid-mismatch"     // ErrDenied
-	ReasonPurposeMismatch = "purpose-mismatch" // ErrDenied
+	ReasonTokenMissing    = "token-missing"      // ErrInvalid
+	ReasonTokenMalformed  = "token-malformed"    // ErrInvalid
+	ReasonTokenSignature  = "token-signature"    // ErrInvalid
+	ReasonTokenExpired    = "token-expired"      // ErrInvalid
+	ReasonTokenNotYet     = "token-not-yet"      // ErrInvalid
+	ReasonTokenRevoked    = "token-revoked"      // ErrInvalid
+	ReasonCaveatUnknown   = "caveat-unknown"     // ErrInvalid
+	ReasonCaveatMalformed = "caveat-malformed"   // ErrInvalid
+	ReasonCaveatMissing   = "caveat-missing"     // ErrInvalid
+	ReasonAudience        = "audience-mismatch"  // ErrInvalid
+	ReasonPresenter       = "presenter-mismatch" // ErrInvalid
+	ReasonTenantMismatch  = "tenant-mismatch"    // ErrDenied
+	ReasonScopeMissing    = "scope-missing"      // ErrDenied
+	ReasonKIDMismatch     = "kid-mismatch"       // ErrDenied
+	ReasonPurposeMismatch = "purpose-mismatch"   // ErrDenied
+	ReasonVerbMismatch    = "verb-mismatch"      // ErrDenied
+	ReasonAlgMismatch     = "alg-mismatch"       // ErrDenied
+	ReasonBodyTooLarge    = "body-too-large"     // ErrDenied
+	ReasonPayloadMismatch = "payload-mismatch"   // ErrDenied
 )
 
 // A Refusal is the error of a token or request that is not let through. It
@@ -124,6 +133,9 @@ var (
 	refuseUnknownRoot     = &Refusal{reason: ReasonTokenSignature, class: ErrInvalid, cause: ErrUnknownRoot}
 	refuseExpired         = &Refusal{reason: ReasonTokenExpired, class: ErrInvalid}
 	refuseNotYet          = &Refusal{reason: ReasonTokenNotYet, class: ErrInvalid}
+	refuseRevoked         = &Refusal{reason: ReasonTokenRevoked, class: ErrInvalid}
+	refuseAudience        = &Refusal{reason: ReasonAudience, class: ErrInvalid}
+	refusePresenter       = &Refusal{reason: ReasonPresenter, class: ErrInvalid}
 	refuseCaveatUnknown   = &Refusal{reason: ReasonCaveatUnknown, class: ErrInvalid}
 	refuseCaveatMalformed = &Refusal{reason: ReasonCaveatMalformed, class: ErrInvalid}
 	refuseCaveatMissing   = &Refusal{reason: ReasonCaveatMissing, class: ErrInvalid}
@@ -131,4 +143,23 @@ var (
 	refuseScope           = &Refusal{reason: ReasonScopeMissing, class: ErrDenied}
 	refuseKID             = &Refusal{reason: ReasonKIDMismatch, class: ErrDenied}
 	refusePurpose         = &Refusal{reason: ReasonPurposeMismatch, class: ErrDenied}
+	refuseVerb            = &Refusal{reason: ReasonVerbMismatch, class: ErrDenied}
+	refuseAlg             = &Refusal{reason: ReasonAlgMismatch, class: ErrDenied}
+	refuseBody            = &Refusal{reason: ReasonBodyTooLarge, class: ErrDenied}
+	refusePayload         = &Refusal{reason: ReasonPayloadMismatch, class: ErrDenied}
 )
+
+// RefusalFor returns the refusal with one of the Reason constants, for the
+// packages that verify tokens of other issuers; nil for any other text.
+func RefusalFor(reason string) *Refusal {
+	for _, r := range []*Refusal{
+		refuseMissing, refuseMalformed, refuseSignature, refuseExpired, refuseNotYet, refuseRevoked, refuseCaveatUnknown, refuseCaveatMalformed,
+		refuseCaveatMissing, refuseAudience, refusePresenter, refuseTenant, refuseScope, refuseKID, refusePurpose, refuseVerb, refuseAlg,
+		refuseBody, refusePayload,
+	} {
+		if r.reason == reason {
+			return r
+		}
+	}
+	return nil
+}

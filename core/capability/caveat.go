@@ -1,6 +1,8 @@
 package capability
 
 import (
+	"encoding/hex"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,8 +57,13 @@ type kind struct {
 	merge func(old *condition, c condition)
 	// holds tells whether c allows r. The Request goes by value: a pointer
 	// handed to a function value would move every request to the heap.
-	holds   func(c condition, r Request) bool
-	refusal *Refusal // when it does not hold
+	// It is nil for a kind that presenter looks at, and for one that is not
+	// decided here but handed on.
+	holds func(c condition, r Request) bool
+	// presenter tells whether c allows p; Bind asks it, and Clear refuses a
+	// grant that still has such a condition.
+	presenter func(c condition, p Presenter) bool
+	refusal   *Refusal // when it does not hold
 }
 
 // kinds is the closed list of caveats. A new caveat is a new row, with a new
@@ -77,6 +84,21 @@ var kinds = [...]kind{
 		refusal: refuseNotYet,
 	},
 	{
+		name: "aud", parse: parseAudience,
+		presenter: func(c condition, p Presenter) bool { return p.Audience == c.text },
+		refusal:   refuseAudience,
+	},
+	{
+		name: "client-key", parse: parseDigest,
+		presenter: func(c condition, p Presenter) bool { return sameDigest(p.TLSKeyHash, c.text) },
+		refusal:   refusePresenter,
+	},
+	{
+		name: "peer-uid", parse: parseUID,
+		presenter: func(c condition, p Presenter) bool { return p.PeerUID != nil && int64(*p.PeerUID) == c.num },
+		refusal:   refusePresenter,
+	},
+	{
 		name: "tenant", mandatory: true, parse: parseTenant,
 		holds:   func(c condition, r Request) bool { return r.Tenant == c.text },
 		refusal: refuseTenant,
@@ -90,6 +112,11 @@ var kinds = [...]kind{
 		refusal: refuseScope,
 	},
 	{
+		name: "verb", parse: parseVerbs,
+		holds:   func(c condition, r Request) bool { return listed(c.text, r.Verb) },
+		refusal: refuseVerb,
+	},
+	{
 		name: "kid-prefix", parse: parseKIDPrefix,
 		holds:   func(c condition, r Request) bool { return under(r.KID, c.text, "/#") },
 		refusal: refuseKID,
@@ -98,6 +125,27 @@ var kinds = [...]kind{
 		name: "purpose-prefix", parse: parsePurposePrefix,
 		holds:   func(c condition, r Request) bool { return under(r.Purpose, c.text, ":") },
 		refusal: refusePurpose,
+	},
+	{
+		// The kid names the algorithm, so the two can not contradict.
+		name: "alg", parse: parseAlgs,
+		holds:   func(c condition, r Request) bool { return listed(c.text, algOf(r.KID)) },
+		refusal: refuseAlg,
+	},
+	{
+		name: "max-bytes", parse: parseBytes,
+		merge:   func(old *condition, c condition) { old.num = min(old.num, c.num) },
+		holds:   func(c condition, r Request) bool { return r.BodyBytes > 0 && r.BodyBytes <= c.num },
+		refusal: refuseBody,
+	},
+	{
+		name: "payload-b3", parse: parseDigest,
+		holds:   func(c condition, r Request) bool { return sameDigest(r.Payload, c.text) },
+		refusal: refusePayload,
+	},
+	{
+		// Counting is for the step after this one: see Rate.
+		name: "rate", parse: parseRate,
 	},
 }
 
@@ -153,14 +201,18 @@ func conditions(texts []string) ([]condition, *Refusal) {
 // print.
 const maxSeconds = 253402300799
 
+// maxBytes is the largest max-bytes, 1 GiB: beyond any body that is read.
+const maxBytes = 1 << 30
+
+// MaxRate is the largest number of operations a second, and the largest
+// burst, in a rate caveat.
+const MaxRate = 1_000_000
+
 // parseSeconds reads a Unix time in seconds, 1 to maxSeconds, in decimal
 // without sign or leading zero.
 func parseSeconds(value string) (condition, bool) {
-	if value == "" || value[0] < '1' || value[0] > '9' {
-		return condition{}, false
-	}
-	n, err := strconv.ParseInt(value, 10, 64)
-	return condition{num: n}, err == nil && n <= maxSeconds
+	n, ok := parseNumber(value, 1, maxSeconds)
+	return condition{num: n}, ok
 }
 
 func parseTenant(value string) (condition, bool) {
@@ -191,6 +243,98 @@ func parseScopes(value string) (condition, bool) {
 		}
 		value = rest
 	}
+}
+
+// listed tells whether name is one of the names in list, which commas
+// separate.
+func listed(list, name string) bool {
+	if name == "" {
+		return false
+	}
+	for {
+		head, rest, more := strings.Cut(list, ",")
+		if head == name {
+			return true
+		}
+		if !more {
+			return false
+		}
+		list = rest
+	}
+}
+
+// parseList reads names separated by commas, strictly ascending in byte
+// order.
+func parseList(value string, valid func(string) bool) (condition, bool) {
+	previous := ""
+	for rest, more := value, true; more; {
+		var name string
+		name, rest, more = strings.Cut(rest, ",")
+		if !valid(name) || name <= previous {
+			return condition{}, false
+		}
+		previous = name
+	}
+	return condition{text: value}, true
+}
+
+func parseAlgs(value string) (condition, bool)  { return parseList(value, validAlg) }
+func parseVerbs(value string) (condition, bool) { return parseList(value, validVerb) }
+
+func parseAudience(value string) (condition, bool) {
+	return condition{text: value}, validAudience(value)
+}
+
+// parseDigest reads 32 bytes as 64 lower-case hex digits; the condition has
+// the bytes.
+func parseDigest(value string) (condition, bool) {
+	if len(value) != 64 {
+		return condition{}, false
+	}
+	for i := range len(value) {
+		if !lowerHex(value[i]) {
+			return condition{}, false
+		}
+	}
+	b, err := hex.DecodeString(value)
+	return condition{text: string(b)}, err == nil
+}
+
+// sameDigest compares a digest that was given with a caveat's. All zeros
+// means that none was given, and that is the same as none.
+func sameDigest(given [32]byte, want string) bool {
+	return given != [32]byte{} && string(given[:]) == want
+}
+
+// parseNumber reads a decimal number from low to high, without sign or
+// leading zeros.
+func parseNumber(value string, low, high int64) (int64, bool) {
+	if value == "" || value[0] < '0' || value[0] > '9' || value[0] == '0' && value != "0" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	return n, err == nil && n >= low && n <= high
+}
+
+// parseUID reads a user id; 2^32-1 means "none" to the system calls that take
+// one.
+func parseUID(value string) (condition, bool) {
+	n, ok := parseNumber(value, 0, math.MaxUint32-1)
+	return condition{num: n}, ok
+}
+
+func parseBytes(value string) (condition, bool) {
+	n, ok := parseNumber(value, 1, maxBytes)
+	return condition{num: n}, ok
+}
+
+// parseRate reads "<operations a second>/<burst>"; the condition has both, the
+// burst in the low 32 bits.
+func parseRate(value string) (condition, bool) {
+	rate, burst, _ := strings.Cut(value, "/")
+	r, ok := parseNumber(rate, 1, MaxRate)
+	b, alsoOK := parseNumber(burst, 1, MaxRate)
+	return condition{num: r<<32 | b}, ok && alsoOK
 }
 
 // anyScope tells whether one of the scopes is in mask.

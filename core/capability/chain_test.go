@@ -78,11 +78,14 @@ func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 const (
 	rootID  = "demo"
 	nonce   = "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf"
-	ident   = "v1:" + rootID + ":" + nonce
+	issued  = 1700000000
+	ident   = "v2:" + rootID + ":1700000000:" + nonce
 	expiry  = 1900000000
 	tenantA = "tenant=acme"
 	expA    = "exp=1900000000"
 	scopeA  = "scope=kms:sign,kms:verify"
+	digestA = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+	digestB = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262" // BLAKE3 of nothing
 	uuidA   = "0197f0c2-7d6e-7c3a-9b1f-2a4c6e8091b3"
 )
 

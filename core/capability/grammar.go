@@ -62,6 +62,43 @@ func validAlg(s string) bool {
 	return true
 }
 
+// validVerb tells whether s has the syntax of a verb's name:
+// [a-z][a-z0-9_]{0,31}.
+func validVerb(s string) bool {
+	if s == "" || len(s) > 32 || s[0] < 'a' || s[0] > 'z' {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if c := s[i]; !lowerAlnum(c) && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// validAudience tells whether s can name a server: 1 to 255 printable ASCII
+// characters, no space.
+func validAudience(s string) bool {
+	if s == "" || len(s) > 255 {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// algOf returns the algorithm in a kid or its first segments, "" if it does
+// not go so far.
+func algOf(kid string) string {
+	_, rest, _ := strings.Cut(kid, "/")
+	_, rest, _ = strings.Cut(rest, "/")
+	name, _, _ := strings.Cut(rest, "/")
+	return name
+}
+
 // validUUID tells whether s has the syntax of a UUID (RFC 9562 §4) in lower
 // case.
 func validUUID(s string) bool {
@@ -105,22 +142,25 @@ func ValidRootID(s string) bool {
 }
 
 // parseIdentifier reads a token's identifier,
-// "v1:<root key id>:<32 lower-case hex digits>", and returns the root key id.
-func parseIdentifier(id string) (rootID string, ok bool) {
-	rest, ok := strings.CutPrefix(id, "v1:")
+// "v2:<root key id>:<issued>:<32 lower-case hex digits>", and returns the root
+// key id and the time of issue in Unix seconds.
+func parseIdentifier(id string) (rootID string, issued int64, ok bool) {
+	rest, ok := strings.CutPrefix(id, "v2:")
 	if !ok {
-		return "", false
+		return "", 0, false
 	}
-	rootID, nonce, _ := strings.Cut(rest, ":")
-	if !ValidRootID(rootID) || len(nonce) != 32 {
-		return "", false
+	rootID, rest, _ = strings.Cut(rest, ":")
+	seconds, nonce, _ := strings.Cut(rest, ":")
+	issued, ok = parseNumber(seconds, 1, maxSeconds)
+	if !ok || !ValidRootID(rootID) || len(nonce) != 32 {
+		return "", 0, false
 	}
 	for i := range len(nonce) {
 		if !lowerHex(nonce[i]) {
-			return "", false
+			return "", 0, false
 		}
 	}
-	return rootID, true
+	return rootID, issued, true
 }
 
 // under tells whether s is prefix or goes on from it at a boundary, one of

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"gopkg.in/macaroon.v2"
 )
@@ -15,6 +16,7 @@ import (
 type token struct {
 	macaroon *macaroon.Macaroon
 	rootID   string
+	issued   int64
 	id       string // what ID of its Grant returns
 }
 
@@ -50,12 +52,12 @@ func parseToken(text string) (*token, *Refusal) {
 		}
 	}
 	identifier := string(m.Id())
-	rootID, ok := parseIdentifier(identifier)
+	rootID, issued, ok := parseIdentifier(identifier)
 	if !ok {
 		return nil, refuseMalformed
 	}
 	sum := sha256.Sum256([]byte(identifier))
-	return &token{m, rootID, "cap:" + hex.EncodeToString(sum[:8])}, nil
+	return &token{m, rootID, issued, "cap:" + hex.EncodeToString(sum[:8])}, nil
 }
 
 // encodeToken is the inverse of parseToken.
@@ -117,6 +119,7 @@ func Attenuate(text string, caveats ...Caveat) (string, error) {
 type Info struct {
 	ID        string // as Grant.ID
 	RootKeyID string
+	Issued    time.Time // when it was minted, to the second
 	// UnverifiedCaveats are the caveats in their order, as text; one that is
 	// unknown or malformed is quoted as by strconv.QuoteToASCII, so that it
 	// can not play tricks on a terminal.
@@ -133,7 +136,7 @@ func Inspect(text string) (Info, error) {
 	if bad != nil {
 		return Info{}, bad
 	}
-	info := Info{ID: t.id, RootKeyID: t.rootID, UnverifiedCaveats: t.caveatTexts()}
+	info := Info{ID: t.id, RootKeyID: t.rootID, Issued: time.Unix(t.issued, 0).UTC(), UnverifiedCaveats: t.caveatTexts()}
 	if _, bad := conditions(info.UnverifiedCaveats); bad != nil {
 		info.Problem = bad.Reason()
 	}

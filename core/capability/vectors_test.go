@@ -31,11 +31,28 @@ type vectorFile struct {
 	Tokens   []tokenVector     `json:"tokens"`
 	Refused  []refusedVector   `json:"refused"`
 	Requests []requestVector   `json:"requests"`
+	// Attenuations are for holders: no key takes part.
+	Attenuations []attenuationVector `json:"attenuations"`
+	Caveats      caveatVectors       `json:"caveats"`
+}
+
+type attenuationVector struct {
+	Name    string   `json:"name"`
+	Token   string   `json:"token"`
+	Caveats []string `json:"caveats"`
+	Result  string   `json:"result"` // empty: refused
+}
+
+// caveatVectors are texts that are a caveat and texts that are none.
+type caveatVectors struct {
+	Good    []string `json:"good"`
+	Refused []string `json:"refused"`
 }
 
 type tokenVector struct {
 	Name       string   `json:"name"`
 	RootKeyID  string   `json:"root_key_id"`
+	Issued     int64    `json:"issued"`
 	Nonce      string   `json:"nonce"`
 	Identifier string   `json:"identifier"`
 	Caveats    []string `json:"caveats"`
@@ -53,14 +70,43 @@ type refusedVector struct {
 }
 
 type requestVector struct {
-	Name    string   `json:"name"`
-	Token   string   `json:"token"` // name of one of tokens
-	Scopes  []string `json:"scopes"`
-	Tenant  string   `json:"tenant"`
-	KID     string   `json:"kid,omitempty"`
-	Purpose string   `json:"purpose,omitempty"`
-	Now     int64    `json:"now"`
-	Reason  string   `json:"reason"` // empty: cleared
+	Name      string   `json:"name"`
+	Token     string   `json:"token"` // name of one of tokens
+	Scopes    []string `json:"scopes"`
+	Verb      string   `json:"verb,omitempty"`
+	Tenant    string   `json:"tenant"`
+	KID       string   `json:"kid,omitempty"`
+	Purpose   string   `json:"purpose,omitempty"`
+	BodyBytes int64    `json:"body_bytes,omitempty"`
+	Payload   string   `json:"payload_b3,omitempty"`
+	Now       int64    `json:"now"`
+	// Of the presenter.
+	Audience  string  `json:"audience,omitempty"`
+	ClientKey string  `json:"client_key,omitempty"`
+	PeerUID   *uint32 `json:"peer_uid,omitempty"`
+	Reason    string  `json:"reason"` // empty: cleared
+}
+
+// request is the vector's request, and who presents the token.
+func (v requestVector) request(t testing.TB) (capability.Request, capability.Presenter) {
+	return capability.Request{
+			Scopes: v.Scopes, Verb: v.Verb, Tenant: v.Tenant, KID: v.KID, Purpose: v.Purpose, BodyBytes: v.BodyBytes,
+			Payload: digest(t, v.Payload), Now: time.Unix(v.Now, 0),
+		}, capability.Presenter{
+			TLSKeyHash: digest(t, v.ClientKey), PeerUID: v.PeerUID, Audience: v.Audience,
+		}
+}
+
+// digest reads 64 hex digits, nothing as all zeros.
+func digest(t testing.TB, s string) (d [32]byte) {
+	t.Helper()
+	if s == "" {
+		return d
+	}
+	if n, err := hex.Decode(d[:], []byte(s)); err != nil || n != len(d) {
+		t.Fatalf("digest %q: %v", s, err)
+	}
+	return d
 }
 
 // makeVectors builds the file from the second implementation.
@@ -68,14 +114,14 @@ func makeVectors() vectorFile {
 	f := vectorFile{Spec: "docs/spec/token.md", RootKeys: map[string]string{rootID: hex.EncodeToString(rootKey)}}
 	add := func(name, actor string, expiry int64, caveats ...string) {
 		t, tags := chain(rootKey, capability.Location, ident, caveats...)
-		v := tokenVector{Name: name, RootKeyID: rootID, Nonce: nonce, Identifier: ident, Caveats: caveats,
+		v := tokenVector{Name: name, RootKeyID: rootID, Issued: issued, Nonce: nonce, Identifier: ident, Caveats: caveats,
 			Token: t.text(), Actor: actor, Tenant: "acme", Expiry: expiry}
 		for _, tag := range tags {
 			v.Tags = append(v.Tags, hex.EncodeToString(tag))
 		}
 		f.Tokens = append(f.Tokens, v)
 	}
-	const actor = "cap:d35ae097ae7fe2b4" // SHA-256 of ident, by sha256sum
+	const actor = "cap:9487be60e6c87a93" // SHA-256 of ident, by sha256sum
 	kid := "acme/audit/ed25519+ml-dsa-65/" + uuidA
 	add("minimal", actor, expiry, tenantA, scopeA, expA)
 	add("attenuated", actor, 1800000000, tenantA, scopeA, expA,
@@ -84,12 +130,16 @@ func makeVectors() vectorFile {
 	add("disjoint scopes", actor, expiry, tenantA, "scope=kms:read", "scope=kms:verify", expA)
 	add("two tenants", actor, expiry, tenantA, "tenant=globex", scopeA, expA)
 
+	add("full", actor, expiry, tenantA, scopeA, expA, "aud=https://kms.example:9446", "client-key="+digestA, "peer-uid=1000",
+		"verb=sign,verify", "alg=ed25519,ed25519+ml-dsa-65", "max-bytes=1024", "payload-b3="+digestB, "rate=10/20", "rate=5/40")
+	add("root peer", actor, expiry, tenantA, scopeA, expA, "peer-uid=0")
+
 	for _, r := range refusals() {
 		f.Refused = append(f.Refused, refusedVector{r.name, r.token, r.reason})
 	}
 
 	req := func(name, token, reason string, now int64, tenant, kid, purpose string, scopes ...string) {
-		f.Requests = append(f.Requests, requestVector{name, token, scopes, tenant, kid, purpose, now, reason})
+		f.Requests = append(f.Requests, requestVector{Name: name, Token: token, Scopes: scopes, Tenant: tenant, KID: kid, Purpose: purpose, Now: now, Reason: reason})
 	}
 	req("sign", "minimal", "", 1750000000, "acme", kid, "audit", "kms:sign")
 	req("last second", "minimal", "", expiry-1, "acme", kid, "audit", "kms:sign")
@@ -109,6 +159,75 @@ func makeVectors() vectorFile {
 	req("scopes intersect", "disjoint scopes", "scope-missing", 1750000000, "acme", kid, "audit", "kms:read", "kms:verify")
 	req("tenants disagree, first", "two tenants", "tenant-mismatch", 1750000000, "acme", "", "", "kms:sign")
 	req("tenants disagree, second", "two tenants", "tenant-mismatch", 1750000000, "globex", "", "", "kms:sign")
+
+	uid := func(n uint32) *uint32 { return &n }
+	full := requestVector{Token: "full", Scopes: []string{"kms:sign"}, Verb: "sign", Tenant: "acme", KID: kid, Purpose: "audit", BodyBytes: 1024,
+		Payload: digestB, Now: 1750000000, Audience: "https://kms.example:9446", ClientKey: digestA, PeerUID: uid(1000)}
+	for _, c := range []struct {
+		name, reason string
+		change       func(*requestVector)
+	}{
+		{"all there is", "", func(*requestVector) {}},
+		{"other audience", "audience-mismatch", func(r *requestVector) { r.Audience = "https://kms.example:9447" }},
+		{"audience in capitals", "audience-mismatch", func(r *requestVector) { r.Audience = "https://KMS.example:9446" }},
+		{"no audience", "audience-mismatch", func(r *requestVector) { r.Audience = "" }},
+		{"other client key", "presenter-mismatch", func(r *requestVector) { r.ClientKey = digestB }},
+		{"no client key", "presenter-mismatch", func(r *requestVector) { r.ClientKey = "" }},
+		{"other uid", "presenter-mismatch", func(r *requestVector) { r.PeerUID = uid(1001) }},
+		{"uid 0 for another", "presenter-mismatch", func(r *requestVector) { r.PeerUID = uid(0) }},
+		{"no uid", "presenter-mismatch", func(r *requestVector) { r.PeerUID = nil }},
+		{"other verb", "verb-mismatch", func(r *requestVector) { r.Verb = "sign_batch" }},
+		{"part of a verb", "verb-mismatch", func(r *requestVector) { r.Verb = "sig" }},
+		{"no verb", "verb-mismatch", func(r *requestVector) { r.Verb = "" }},
+		{"other algorithm", "alg-mismatch", func(r *requestVector) { r.KID = "acme/audit/ml-dsa-65/" + uuidA }},
+		{"algorithm of a new key", "", func(r *requestVector) { r.KID = "acme/audit/ed25519" }},
+		{"no algorithm", "alg-mismatch", func(r *requestVector) { r.KID = "acme/audit" }},
+		{"no key, no algorithm", "alg-mismatch", func(r *requestVector) { r.KID = "" }},
+		{"one byte more", "body-too-large", func(r *requestVector) { r.BodyBytes++ }},
+		{"size not known", "body-too-large", func(r *requestVector) { r.BodyBytes = 0 }},
+		{"negative size", "body-too-large", func(r *requestVector) { r.BodyBytes = -1 }},
+		{"other payload", "payload-mismatch", func(r *requestVector) { r.Payload = digestA }},
+		{"no payload", "payload-mismatch", func(r *requestVector) { r.Payload = "" }},
+		{"expired comes first", "token-expired", func(r *requestVector) { r.Now, r.Verb = expiry, "" }},
+	} {
+		r := full
+		r.Name, r.Reason = c.name, c.reason
+		c.change(&r)
+		f.Requests = append(f.Requests, r)
+	}
+	root := requestVector{Name: "uid 0", Token: "root peer", Scopes: []string{"kms:sign"}, Tenant: "acme", Now: 1750000000, PeerUID: uid(0)}
+	f.Requests = append(f.Requests, root)
+	root.Name, root.PeerUID, root.Reason = "uid 0 is not no uid", nil, "presenter-mismatch"
+	f.Requests = append(f.Requests, root)
+
+	narrow := func(name, token string, caveats ...string) {
+		f.Attenuations = append(f.Attenuations, attenuationVector{Name: name, Token: token, Caveats: caveats})
+	}
+	minimal := f.Tokens[0].Token
+	for _, v := range f.Tokens {
+		first, _ := chain(rootKey, capability.Location, ident, v.Caveats[0])
+		narrow(v.Name, first.text(), v.Caveats[1:]...)
+		f.Attenuations[len(f.Attenuations)-1].Result = v.Token
+	}
+	narrow("a caveat of a later version stays", forge(tenantA, scopeA, expA, "invented-later=1"), "scope=kms:sign")
+	f.Attenuations[len(f.Attenuations)-1].Result = forge(tenantA, scopeA, expA, "invented-later=1", "scope=kms:sign")
+	narrow("up to 32 caveats", minimal, repeat(expA, 29)...)
+	f.Attenuations[len(f.Attenuations)-1].Result = forge(append([]string{tenantA, scopeA, expA}, repeat(expA, 29)...)...)
+	narrow("33 caveats", minimal, repeat(expA, 30)...)
+	narrow("no caveat", minimal)
+	narrow("too long", sized(3072), expA)
+	narrow("unknown caveat", minimal, "ip=127.0.0.1")
+	narrow("malformed caveat", minimal, "scope=kms:verify,kms:sign")
+	for _, r := range f.Refused {
+		switch r.Reason {
+		case "token-missing", "token-malformed":
+			narrow("token: "+r.Name, r.Token, expA)
+		}
+	}
+
+	f.Caveats.Good = goodCaveats()
+	unknown, malformed := badCaveats()
+	f.Caveats.Refused = append(unknown, malformed...)
 	return f
 }
 
@@ -136,7 +255,7 @@ func TestVectors(t *testing.T) {
 	if err := json.Unmarshal(got, &f); err != nil {
 		t.Fatal(err)
 	}
-	if len(f.Tokens) == 0 || len(f.Refused) == 0 || len(f.Requests) == 0 {
+	if len(f.Tokens) == 0 || len(f.Refused) == 0 || len(f.Requests) == 0 || len(f.Attenuations) == 0 || len(f.Caveats.Good) == 0 || len(f.Caveats.Refused) == 0 {
 		t.Fatal("no vectors found")
 	}
 	grants := map[string]*capability.Grant{}
@@ -166,12 +285,48 @@ func TestVectors(t *testing.T) {
 		}
 	}
 	for _, v := range f.Requests {
-		_, err := grants[v.Token].Clear(capability.Request{
-			Scopes: v.Scopes, Tenant: v.Tenant, KID: v.KID, Purpose: v.Purpose, Now: time.Unix(v.Now, 0)})
-		if reason(err) != v.Reason {
+		r, p := v.request(t)
+		if err := present(grants[v.Token], p, r); reason(err) != v.Reason {
 			t.Errorf("request %s: %v, want %q", v.Name, err, v.Reason)
 		}
 	}
+	for _, v := range f.Attenuations {
+		var list []capability.Caveat
+		for _, text := range v.Caveats {
+			c, err := capability.ParseCaveat(text)
+			if err != nil {
+				list = nil
+				break
+			}
+			list = append(list, c)
+		}
+		if got, err := capability.Attenuate(v.Token, list...); got != v.Result || (err == nil) != (v.Result != "") {
+			t.Errorf("attenuation %s: %v", v.Name, err)
+		}
+	}
+	for _, text := range f.Caveats.Good {
+		if c, err := capability.ParseCaveat(text); err != nil || c.String() != text {
+			t.Errorf("caveat %q: %v", text, err)
+		}
+	}
+	for _, text := range f.Caveats.Refused {
+		if _, err := capability.ParseCaveat(text); !errors.Is(err, capability.ErrInvalid) {
+			t.Errorf("caveat %q: %v", text, err)
+		}
+	}
+}
+
+// present clears r for whoever presents the token, as the engine does.
+func present(g *capability.Grant, p capability.Presenter, r capability.Request) error {
+	bound, err := g.Bind(p)
+	if err != nil {
+		if _, timeErr := g.Clear(r); reason(timeErr) == "token-expired" || reason(timeErr) == "token-not-yet" {
+			return timeErr
+		}
+		return err
+	}
+	_, err = bound.Clear(r)
+	return err
 }
 
 // The worked example of the specification is the first vector.
@@ -236,12 +391,11 @@ func refusals() []refusalCase {
 		panic(err)
 	}
 	longVarint := append([]byte{2, 1, 0x87, 0}, data[3:]...) // the location's length 7 in two bytes
-	spare := []byte(forge("tenant=acme2", scopeA, expA))     // the same bytes with other unused bits
+	spare := []byte(forge("tenant=acme23", scopeA, expA))    // the same bytes with other unused bits
 	if len(spare)%4 == 0 {
 		panic("the sample token has no spare bits")
 	}
 	spare[len(spare)-1]++
-	kids := "kid-prefix="
 	text := good.text()
 
 	cases := []refusalCase{
@@ -264,13 +418,19 @@ func refusals() []refusalCase {
 		{"scheme left on", "Bearer " + text, "token-malformed"},
 		{"other location", other(rootKey, "elsewhere", ident), "token-malformed"},
 		{"no location", other(rootKey, "", ident), "token-malformed"},
-		{"identifier version", other(rootKey, capability.Location, "v2:"+rootID+":"+nonce), "token-malformed"},
-		{"identifier capital root", other(rootKey, capability.Location, "v1:Demo:"+nonce), "token-malformed"},
-		{"identifier empty root", other(rootKey, capability.Location, "v1::"+nonce), "token-malformed"},
-		{"identifier long root", other(rootKey, capability.Location, "v1:"+strings.Repeat("a", 33)+":"+nonce), "token-malformed"},
+		{"identifier version", other(rootKey, capability.Location, "v3:"+ident[3:]), "token-malformed"},
+		{"identifier of the first version", other(rootKey, capability.Location, "v1:"+rootID+":"+nonce), "token-malformed"},
+		{"identifier without time", other(rootKey, capability.Location, "v2:"+rootID+":"+nonce), "token-malformed"},
+		{"identifier time zero", other(rootKey, capability.Location, "v2:"+rootID+":0:"+nonce), "token-malformed"},
+		{"identifier time with leading zero", other(rootKey, capability.Location, "v2:"+rootID+":01700000000:"+nonce), "token-malformed"},
+		{"identifier time negative", other(rootKey, capability.Location, "v2:"+rootID+":-1:"+nonce), "token-malformed"},
+		{"identifier time too late", other(rootKey, capability.Location, "v2:"+rootID+":253402300800:"+nonce), "token-malformed"},
+		{"identifier capital root", other(rootKey, capability.Location, "v2:Demo:1700000000:"+nonce), "token-malformed"},
+		{"identifier empty root", other(rootKey, capability.Location, "v2::1700000000:"+nonce), "token-malformed"},
+		{"identifier long root", other(rootKey, capability.Location, "v2:"+strings.Repeat("a", 33)+":1700000000:"+nonce), "token-malformed"},
 		{"identifier short nonce", other(rootKey, capability.Location, ident[:len(ident)-2]), "token-malformed"},
 		{"identifier long nonce", other(rootKey, capability.Location, ident+"00"), "token-malformed"},
-		{"identifier capital nonce", other(rootKey, capability.Location, "v1:"+rootID+":"+strings.ToUpper(nonce)), "token-malformed"},
+		{"identifier capital nonce", other(rootKey, capability.Location, "v2:"+rootID+":1700000000:"+strings.ToUpper(nonce)), "token-malformed"},
 		{"identifier fourth field", other(rootKey, capability.Location, ident+":"), "token-malformed"},
 		{"third-party caveat", edit(func(r *raw) {
 			r.links = append(r.links, link{[]byte("elsewhere"), []byte("ask somebody"), bytes.Repeat([]byte{7}, 72)})
@@ -288,7 +448,7 @@ func refusals() []refusalCase {
 		{"caveats swapped", edit(func(r *raw) { r.links[0], r.links[1] = r.links[1], r.links[0] }), "token-signature"},
 		{"nonce changed", edit(func(r *raw) { r.identifier = ident[:len(ident)-1] + "0" }), "token-signature"},
 		{"other root key", other(bytes.Repeat([]byte{7}, 32), capability.Location, ident), "token-signature"},
-		{"unknown root key", other(rootKey, capability.Location, "v1:other:"+nonce), "token-signature"},
+		{"unknown root key", other(rootKey, capability.Location, "v2:other:1700000000:"+nonce), "token-signature"},
 		{"unknown caveat, forged", edit(func(r *raw) { r.links[0].id = []byte("new=1") }), "token-signature"},
 
 		{"no tenant", forge(scopeA, expA), "caveat-missing"},
@@ -296,10 +456,41 @@ func refusals() []refusalCase {
 		{"no scope", forge(tenantA, expA), "caveat-missing"},
 		{"no caveat", forge(), "caveat-missing"},
 	}
-	for _, c := range []string{"ip=127.0.0.1", "Tenant=acme", " tenant=acme", "tenant =acme", "=", "=acme", "kid=acme", "exp\x00=1900000000"} {
+	unknown, malformed := badCaveats()
+	for _, c := range unknown {
 		cases = append(cases, refusalCase{fmt.Sprintf("caveat %q", c), with(c), "caveat-unknown"})
 	}
-	for _, c := range []string{
+	for _, c := range malformed {
+		name := c
+		if len(name) > 80 {
+			name = name[:80]
+		}
+		cases = append(cases, refusalCase{fmt.Sprintf("caveat %q", name), with(c), "caveat-malformed"})
+	}
+	return cases
+}
+
+// goodCaveats are each kind at its edges.
+func goodCaveats() []string {
+	return []string{
+		"tenant=a", "tenant=" + strings.Repeat("a", 255), "tenant=service_node:alpha", "scope=kms:sign", scopeA,
+		"exp=1", "exp=253402300799", "nbf=1", "nbf=253402300799",
+		"kid-prefix=acme", "kid-prefix=acme/audit/ed25519+ml-dsa-65/" + uuidA + "#v4294967295", "purpose-prefix=audit:eu",
+		"aud=x", "aud=https://kms.example:9446", "aud=a=b,c#d", "aud=" + strings.Repeat("~", 255), "aud=!",
+		"client-key=" + digestA, "payload-b3=" + digestB, "payload-b3=" + strings.Repeat("0", 64),
+		"peer-uid=0", "peer-uid=1000", "peer-uid=4294967294",
+		"verb=sign", "verb=sign,sign_batch,verify", "verb=a", "verb=v2", "verb=" + strings.Repeat("a", 32),
+		"alg=ed25519", "alg=ed25519,ed25519+ml-dsa-65,ml-dsa-65", "alg=" + strings.Repeat("a", 64),
+		"max-bytes=1", "max-bytes=1073741824", "rate=1/1", "rate=1000000/1000000", "rate=10/20",
+	}
+}
+
+// badCaveats are texts that are no caveats: with a name that is not in the
+// list, and with a value that is not in its one spelling.
+func badCaveats() (unknown, malformed []string) {
+	kids := "kid-prefix="
+	unknown = []string{"ip=127.0.0.1", "Tenant=acme", " tenant=acme", "tenant =acme", "=", "=acme", "kid=acme", "exp\x00=1900000000", "Rate=1/1", "client_key=" + digestA, "iat=1"}
+	malformed = []string{
 		"", "tenant", "\xff\xfe",
 		"tenant=", "tenant=acme ", "tenant=acme\n", "tenant=a::b", "tenant=acme:", "tenant=:acme", "tenant=.acme", "tenant=a/b", "tenant=..",
 		"tenant=acme%2F", "tenant=аcme", "tenant=a\x00", "tenant=" + strings.Repeat("a", 256), "tenant=acme=acme",
@@ -315,14 +506,17 @@ func refusals() []refusalCase {
 		kids + "acme/audit/ed25519/" + uuidA + "#v4294967296", kids + "acme/audit/ed25519/" + uuidA + "@v1", kids + "acme/audit/ed25519/" + uuidA + "#v1#v1",
 		kids + "acme/audit/ed25519/" + strings.ReplaceAll(uuidA, "-", "0"), kids + "acme/audit/+ed25519", kids + "acme/audit/" + strings.Repeat("a", 65),
 		"purpose-prefix=", "purpose-prefix=audit:", "purpose-prefix=audit/", "purpose-prefix=audit*", "purpose-prefix=a::b",
-	} {
-		name := c
-		if len(name) > 80 {
-			name = name[:80]
-		}
-		cases = append(cases, refusalCase{fmt.Sprintf("caveat %q", name), with(c), "caveat-malformed"})
+
+		"aud=", "aud= ", "aud=a b", "aud=a\n", "aud=\x7f", "aud=é", "aud=" + strings.Repeat("a", 256),
+		"client-key=", "client-key=" + digestA[:63], "client-key=" + digestA + "0", "client-key=" + strings.ToUpper(digestA), "client-key=sha256:" + digestA,
+		"payload-b3=", "payload-b3=" + digestB[:62], "payload-b3=" + digestB + "00", "payload-b3=" + strings.ToUpper(digestB), "payload-b3=" + digestB[:63] + "g",
+		"peer-uid=", "peer-uid=-1", "peer-uid=+0", "peer-uid=00", "peer-uid=01000", "peer-uid=4294967295", "peer-uid=18446744073709551616", "peer-uid=root", "peer-uid=1 ",
+		"verb=", "verb=Sign", "verb=sign,", "verb=,sign", "verb=sign,sign", "verb=verify,sign", "verb=sign, verify", "verb=_a", "verb=2a", "verb=sign-batch", "verb=*", "verb=" + strings.Repeat("a", 33),
+		"alg=", "alg=Ed25519", "alg=ed25519,", "alg=ml-dsa-65,ed25519", "alg=ed25519,ed25519", "alg=ed25519 ", "alg=+a", "alg=*", "alg=" + strings.Repeat("a", 65),
+		"max-bytes=", "max-bytes=0", "max-bytes=-1", "max-bytes=01", "max-bytes=1k", "max-bytes=1073741825", "max-bytes=1.5",
+		"rate=", "rate=10", "rate=10/", "rate=/10", "rate=0/1", "rate=1/0", "rate=1/1/1", "rate=01/1", "rate=1/01", "rate=1000001/1", "rate=1/1000001", "rate=1.5/2", "rate=-1/1", "rate=1 /1", "rate=4294967297/1",
 	}
-	return cases
+	return unknown, malformed
 }
 
 func repeat(s string, n int) []string {

@@ -9,6 +9,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"gopkg.in/macaroon.v2"
 
@@ -16,7 +18,8 @@ import (
 )
 
 // New makes a token under the root key that rootKeyID names, with a random
-// identifier and the given caveats in their order. The function use hands the
+// identifier that tells the time of issue, and the given caveats in their
+// order. The function use hands the
 // 32 bytes of that key to its argument; they are neither kept nor changed.
 //
 // New refuses a root key id that is not valid, a key of another length, and a
@@ -25,15 +28,15 @@ import (
 func New(rootKeyID string, use func(use func(key []byte)) error, caveats ...capability.Caveat) (string, error) {
 	var nonce [16]byte
 	rand.Read(nonce[:]) // does not fail: crypto/rand ends the process instead
-	return newWithNonce(nonce, rootKeyID, use, caveats)
+	return newWith(time.Now(), nonce, rootKeyID, use, caveats)
 }
 
-// newWithNonce is New with the random part given, for known-answer tests.
-func newWithNonce(nonce [16]byte, rootKeyID string, use func(use func(key []byte)) error, caveats []capability.Caveat) (string, error) {
+// newWith is New with time and random part given, for known-answer tests.
+func newWith(now time.Time, nonce [16]byte, rootKeyID string, use func(use func(key []byte)) error, caveats []capability.Caveat) (string, error) {
 	if !capability.ValidRootID(rootKeyID) {
 		return "", errors.New("mint: the root key id is not [a-z0-9-]{1,32}")
 	}
-	id := "v1:" + rootKeyID + ":" + hex.EncodeToString(nonce[:])
+	id := "v2:" + rootKeyID + ":" + strconv.FormatInt(now.Unix(), 10) + ":" + hex.EncodeToString(nonce[:])
 	var (
 		m   *macaroon.Macaroon
 		bad = errors.New("the root key was not given")

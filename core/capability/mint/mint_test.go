@@ -54,6 +54,7 @@ func TestMintsVectors(t *testing.T) {
 		Tokens   []struct {
 			Name      string   `json:"name"`
 			RootKeyID string   `json:"root_key_id"`
+			Issued    int64    `json:"issued"`
 			Nonce     string   `json:"nonce"`
 			Caveats   []string `json:"caveats"`
 			Token     string   `json:"token"`
@@ -74,7 +75,7 @@ func TestMintsVectors(t *testing.T) {
 		if n, err := hex.Decode(nonce[:], []byte(v.Nonce)); err != nil || n != len(nonce) {
 			t.Fatalf("%s: nonce: %v", v.Name, err)
 		}
-		token, err := newWithNonce(nonce, v.RootKeyID, with(key), caveats(t, v.Caveats...))
+		token, err := newWith(time.Unix(v.Issued, 0), nonce, v.RootKeyID, with(key), caveats(t, v.Caveats...))
 		if err != nil || token != v.Token {
 			t.Errorf("%s: minted another token: %v", v.Name, err)
 		}
