@@ -23,6 +23,7 @@ import (
 	"github.com/rustyonions/ron-kms/backends"
 	"github.com/rustyonions/ron-kms/backends/file"
 	"github.com/rustyonions/ron-kms/backends/inmem"
+	"github.com/rustyonions/ron-kms/core/admit"
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
@@ -50,22 +51,31 @@ type Options struct {
 
 // A KMS is an open store. It is safe for concurrent use.
 type KMS struct {
-	cfg       *config.Config
-	policy    policy.Static
-	time      *trustedtime.Source
-	tolerance time.Duration // of validity windows, and of the clock against the log
-	opTimeout time.Duration
-	clock     func() time.Time
-	log       *slog.Logger
-	metrics   *metrics.Metrics
+	cfg        *config.Config
+	policy     *policy.Engine
+	policyFile *policy.File // nil if there is none
+	time       *trustedtime.Source
+	tolerance  time.Duration // of validity windows, and of the clock against the log
+	opTimeout  time.Duration
+	clock      func() time.Time
+	log        *slog.Logger
+	metrics    *metrics.Metrics
 
 	vault    *vault
 	keys     *keyIndex
+	gone     map[string]bool // ids of derived keys that were destroyed and lost; never changed after the start
 	tokens   *TokenKeys
-	verifier *capability.Verifier
+	verifier capability.TokenVerifier
 	audit    *audit.Log // nil if its integrity check failed
-	signer   *attestationKey
+	signer   *attestation
+	personal *tenantKeys
+	verdicts *verdicts
 	allowed  map[string]bool // nil allows all
+	limits   *admit.Controller
+	costs    admit.Costs
+
+	throttledMu sync.Mutex
+	throttled   map[string]uint64 // refusals under load by tenant, not yet summed up
 
 	// lane admits one mutation at a time: it is held across the audit commit
 	// and the store commit, so it is a channel that a caller can stop waiting
@@ -81,8 +91,9 @@ type KMS struct {
 	secrets []*secret.Bytes // destroyed by Close
 }
 
-// Open opens the store that cfg names, or an empty one in memory. It verifies
-// the whole audit log and that store and log tell the same history. If they do
+// Open opens the store that cfg names, or an empty one in memory. It proves
+// that the audit log continues what is signed, anchored and witnessed, and that
+// store and log tell the same history. If they do
 // not, Open still succeeds: the KMS verifies signatures and refuses everything
 // else; [KMS.Ready] says why.
 func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
@@ -95,23 +106,22 @@ func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	mode, err := alg.ParseMode(cfg.PQVerifyMode)
-	if err != nil {
-		return nil, api.WrapError(api.ReasonConfig, "the configuration is not valid", err)
-	}
 	if err := selfTest(); err != nil {
 		return nil, api.WrapError(api.ReasonInternal, "a cryptographic self-test failed; nothing is opened", err)
 	}
 	k := &KMS{
 		cfg: cfg, tolerance: time.Duration(cfg.TimeSkewToleranceMS) * time.Millisecond,
-		policy: policy.Static{
-			Mode: mode, ProduceHybrid: cfg.PQProduceHybrid, RolloutPercent: cfg.PQRolloutPercent, GraceUntil: cfg.PQLegacyGraceUntil.Time,
-		},
 		time:      trustedtime.New(trustedtime.Options{Clock: clockFunc(o.Clock)}),
 		opTimeout: time.Duration(cfg.OpTimeout), clock: o.Clock, log: o.Logger,
-		metrics: metrics.New(), keys: newKeyIndex(), lane: make(chan struct{}, 1), stop: make(chan struct{}),
+		verdicts: newVerdicts(cfg.AuditVerify),
+		metrics:  metrics.New(), costs: admit.DefaultCosts(), throttled: make(map[string]uint64), keys: newKeyIndex(), lane: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
-	k.metrics.Migration(k.policy.Phase(), mode.String(), cfg.PQRolloutPercent)
+	if err := k.openLimits(); err != nil {
+		return nil, api.WrapError(api.ReasonConfig, "the limits are not valid", err)
+	}
+	if err := k.openPolicy(o.Clock); err != nil {
+		return nil, api.WrapError(api.ReasonConfig, "the policy is not valid", err)
+	}
 	if len(cfg.AllowedAlgs) > 0 {
 		k.allowed = make(map[string]bool)
 		for _, name := range cfg.AllowedAlgs {
@@ -124,6 +134,7 @@ func Open(ctx context.Context, cfg *config.Config, o Options) (*KMS, error) {
 		return nil, openError(err)
 	}
 	k.done.Go(k.sumUpNoise)
+	k.done.Go(k.watch)
 	return k, nil
 }
 
@@ -144,6 +155,7 @@ func (k *KMS) start(ctx context.Context, o Options) error {
 	if k.vault, err = newVault(backend); err != nil {
 		return errors.Join(err, backend.Close())
 	}
+	k.personal = newTenantKeys(k.vault)
 	if k.cfg.IsAmnesia() {
 		if err := bootstrap(ctx, k.vault); err != nil {
 			return err
@@ -161,12 +173,15 @@ func (k *KMS) start(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	k.verifier = capability.NewVerifier(k.tokens)
+	if k.verifier, err = k.tokenVerifier(backend.Arena(), o.Clock); err != nil {
+		return api.WrapError(api.ReasonConfig, "the keys of other issuers of tokens are not valid", err)
+	}
 
 	found, err := k.vault.load(ctx)
 	if err != nil {
 		return err
 	}
+	k.gone = found.gone
 	for _, damage := range found.damaged {
 		k.tampered(damage)
 	}
@@ -270,6 +285,9 @@ func (k *KMS) writable() error {
 	if err := k.audit.Err(); err != nil {
 		return api.WrapError(api.ReasonAuditWrite, "the audit log cannot be written; only verify is available", err)
 	}
+	if err := k.audit.Full(); err != nil {
+		return api.WrapError(api.ReasonAuditFull, "the disk of the audit log is full; only verify is available", err)
+	}
 	if err := k.time.Floor(time.Time{}, k.tolerance); err != nil {
 		return api.WrapError(api.ReasonClock, "the clock is behind the audit log; only verify is available", err)
 	}
@@ -301,6 +319,9 @@ func (k *KMS) append(ctx context.Context, records ...*audit.Record) ([]*api.Rece
 		if ctx.Err() != nil {
 			return nil, timeout(err)
 		}
+		if errors.Is(err, audit.ErrFull) {
+			return nil, api.WrapError(api.ReasonAuditFull, "the disk of the audit log is full; only verify is available", err)
+		}
 		if k.audit.Err() == nil {
 			return nil, api.WrapError(api.ReasonInternal, "the operation could not be recorded", err)
 		}
@@ -308,7 +329,7 @@ func (k *KMS) append(ctx context.Context, records ...*audit.Record) ([]*api.Rece
 	}
 	receipts := make([]*api.Receipt, len(got))
 	for i, r := range got {
-		receipts[i] = &api.Receipt{LogIndex: r.Index, KeySeq: r.KeySeq, CheckpointSize: r.CheckpointSize}
+		receipts[i] = &api.Receipt{Log: k.signer.origin, LogIndex: r.Index, KeySeq: r.KeySeq, CheckpointSize: r.CheckpointSize}
 	}
 	// Time does not run back: what is on record is the least that now can be.
 	_ = k.time.Floor(records[len(records)-1].Time, k.tolerance) // writable asks
@@ -330,6 +351,7 @@ func (k *KMS) sumUpNoise() {
 		select {
 		case <-t.C:
 			k.flushNoise()
+			k.flushVerdicts()
 		case <-k.stop:
 			k.flushNoise()
 			return
@@ -341,6 +363,28 @@ func (k *KMS) flushNoise() {
 	if n := k.noise.Swap(0); n > 0 {
 		k.offer(&audit.Record{Kind: audit.KindNoise, Time: k.clock(), Result: string(api.CodeNoCapability), Count: n})
 	}
+	k.throttledMu.Lock()
+	throttled := k.throttled
+	k.throttled = make(map[string]uint64)
+	k.throttledMu.Unlock()
+	for tenant, n := range throttled {
+		k.offer(&audit.Record{Kind: audit.KindDenied, Time: k.clock(), Tenant: tenant, Result: string(api.CodeBackpressure), Count: n})
+	}
+}
+
+// maxThrottled bounds the tenants whose refusals are counted apart.
+const maxThrottled = 1024
+
+// throttle counts a refusal under load. Such refusals cost no cryptography and
+// reach the audit log in sums, so that a flood of calls does not become one of
+// records.
+func (k *KMS) throttle(tenant string) {
+	k.throttledMu.Lock()
+	defer k.throttledMu.Unlock()
+	if _, known := k.throttled[tenant]; !known && len(k.throttled) >= maxThrottled {
+		tenant = ""
+	}
+	k.throttled[tenant]++
 }
 
 // Call performs a verb with JSON in and out: the generic call of the C ABI and
@@ -394,13 +438,13 @@ func (k *KMS) Checkpoint() []byte {
 	return k.audit.Checkpoint()
 }
 
-// VerifierKey is the public key of the audit log's checkpoints, as C2SP vkey
-// text.
+// VerifierKey is the public keys of the audit log's checkpoints, as C2SP vkeys
+// separated by spaces: all of them sign each checkpoint.
 func (k *KMS) VerifierKey() string {
 	if k.signer == nil {
 		return ""
 	}
-	return k.signer.vkey
+	return k.signer.keys.String()
 }
 
 // TokenKeys are the root keys for capability tokens, for a program that mints
@@ -415,7 +459,9 @@ type Readiness struct {
 	Backend string   `json:"backend"`
 	Missing []string `json:"missing"` // what is not in order, if any
 	// Degraded is what works and should be looked at: "clock_synchronized" if
-	// the kernel does not say that the clock is disciplined.
+	// the kernel does not say that the clock is disciplined, "audit_witness" if
+	// a witness did not answer, "audit_anchor" if an anchor was not written or is
+	// far behind the log.
 	Degraded []string `json:"degraded"`
 	Reason   string   `json:"reason,omitempty"` // a reason of the error table
 }
@@ -426,6 +472,7 @@ func (k *KMS) Ready() Readiness {
 	if s, err := k.time.Status(); err != nil || !s.Synchronized {
 		r.Degraded = append(r.Degraded, "clock_synchronized")
 	}
+	r.Degraded = append(r.Degraded, k.auditDegraded()...)
 	if k.cfg.IsAmnesia() {
 		r.Mode = "amnesia"
 	}
@@ -438,7 +485,7 @@ func (k *KMS) Ready() Readiness {
 		e := api.AsError(err)
 		r.Ready, r.Reason = false, string(e.Reason)
 		part := "store_ready"
-		if slices.Contains([]api.Reason{api.ReasonAudit, api.ReasonAuditWrite}, e.Reason) {
+		if slices.Contains([]api.Reason{api.ReasonAudit, api.ReasonAuditWrite, api.ReasonAuditFull}, e.Reason) {
 			part = "audit_ready"
 		}
 		r.Missing = append(r.Missing, part)
@@ -462,11 +509,16 @@ func (k *KMS) Close() error {
 // release gives back whatever open has got so far.
 func (k *KMS) release() error {
 	var errs []error
+	if k.policy != nil {
+		k.policy.Close()
+	}
 	if k.audit != nil {
+		k.flushVerdicts()
+		k.flushNoise()
 		errs = append(errs, k.audit.Close())
 		// A store that is evidence stays as it was found.
 		if e := k.failure.Load(); e == nil || e.Code != api.CodeAuditIntegrity {
-			errs = append(errs, k.noteLog(context.Background(), k.audit.Lost()))
+			errs = append(errs, k.noteLog(context.Background(), k.vault.head.Lost+k.audit.Lost()))
 		}
 	}
 	if k.tokens != nil {
@@ -474,6 +526,9 @@ func (k *KMS) release() error {
 	}
 	for _, s := range k.secrets {
 		s.Destroy()
+	}
+	if k.personal != nil {
+		k.personal.close()
 	}
 	if k.vault != nil {
 		k.vault.mac.Destroy()

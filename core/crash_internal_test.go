@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/rustyonions/ron-kms/audit"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 	"github.com/rustyonions/ron-kms/backends"
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
@@ -46,6 +48,12 @@ func crashOpen(t *testing.T, cfg *config.Config) (*KMS, *Session) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { k.Close() })
+	return k, crashSession(t, k)
+}
+
+// crashSession may do everything as tenant acme.
+func crashSession(t *testing.T, k *KMS) *Session {
+	t.Helper()
 	scope, err := capability.ScopeCaveat(capability.ScopeList()...)
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +75,7 @@ func crashOpen(t *testing.T, cfg *config.Config) (*KMS, *Session) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k, s
+	return s
 }
 
 func crashDo(k *KMS, s *Session, verb string, req api.Request) (any, error) {
@@ -351,80 +359,105 @@ func (b *stopsSign) Sign(ctx context.Context, ref backends.Ref, scheme alg.Schem
 	return sig, err
 }
 
-// A checkpoint may cover exactly the log up to an intent. The records that
-// name it use Ref for its size, and must not be taken for the intent's result.
-func TestObserveTakesOnlyResults(t *testing.T) {
-	t.Parallel()
-	mutations := make(map[uint64]*mutation)
-	observe(mutations, 0, &audit.Record{Kind: audit.KindGenesis})
-	observe(mutations, 5, &audit.Record{Kind: audit.KindIntent, Op: "create"})
-	for _, kind := range []audit.Kind{audit.KindCheckpoint, audit.KindOpen} {
-		observe(mutations, 6, &audit.Record{Kind: kind, Ref: 6, Result: "x"})
-		if got := mutations[5].result; got != "" {
-			t.Errorf("a record of kind %s became the result %q", kind, got)
+// memoryLog is a log of the given records, and what would be the store's KMS with it.
+func memoryLog(t *testing.T, records ...*audit.Record) *KMS {
+	t.Helper()
+	skey, vkey, err := note.GenerateKey(nil, "kms.example/audit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := notekey.ParseSet(vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := audit.NewMemory(audit.Options{Origin: "kms.example/audit", Signers: []note.Signer{signer}, Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	for _, r := range records {
+		if r.Ref != 0 { // 1 answers the intent before
+			r.Ref = log.Size()
+		}
+		if _, err := log.Append(context.Background(), r); err != nil {
+			t.Fatal(err)
 		}
 	}
-	observe(mutations, 7, &audit.Record{Kind: audit.KindOperation, Result: "ok"})
-	observe(mutations, 8, &audit.Record{Kind: audit.KindOperation, Ref: 6, Result: "ok"})
-	observe(mutations, 9, &audit.Record{Kind: audit.KindOpen, Ref: 6})
-	if len(mutations) != 1 || mutations[5].result != "ok" {
-		t.Errorf("the result is %+v", mutations[5])
-	}
+	return &KMS{audit: log}
 }
 
 // What lies open is settled in the order of its intents.
 func TestCompareInOrder(t *testing.T) {
 	t.Parallel()
-	mutations := make(map[uint64]*mutation)
 	found := &contents{keys: make(map[api.KID]*keyRecord), ops: make(map[string]uint64)}
-	for i := range uint64(50) {
-		r := &audit.Record{Kind: audit.KindIntent, Op: "create", Tenant: "acme", OpID: uuid.New(), Key: "k"}
-		mutations[i*3] = &mutation{record: r}
+	var intents []*audit.Record
+	for range 50 {
+		intents = append(intents, &audit.Record{Kind: audit.KindIntent, Op: "create", Tenant: "acme", OpID: uuid.New(), Key: "k"})
 	}
-	pending, err := compare(mutations, found)
+	pending, err := memoryLog(t, intents...).compare(found)
 	if err != nil || len(pending) != 50 {
 		t.Fatalf("%d pending, %v", len(pending), err)
 	}
 	for i, p := range pending {
-		if p.index != uint64(i)*3 || p.result != resultAborted {
+		if p.record.OpID != intents[i].OpID || p.result != resultAborted {
 			t.Fatalf("pending %d is %+v", i, p)
 		}
 	}
 }
 
-// A store whose log knows nothing of it, record by record.
+// A store whose log knows nothing of it, record by record, or knows more..
 func TestCompareRefuses(t *testing.T) {
 	t.Parallel()
 	kid, err := api.ParseKID("acme/test/ed25519/7f000000-0000-4000-8000-000000000001")
 	if err != nil {
 		t.Fatal(err)
 	}
-	intent := func() *audit.Record {
-		return &audit.Record{Kind: audit.KindIntent, Op: "create", Tenant: "acme", OpID: uuid.UUID{1}, Key: kid.String()}
+	record := func(kind audit.Kind, result string, ref uint64) *audit.Record {
+		return &audit.Record{Kind: kind, Op: "create", Tenant: "acme", OpID: uuid.UUID{1}, Key: kid.String(), Result: result, Ref: ref}
 	}
 	op := opName("acme", "create", uuid.UUID{1})
-	whole := func() (map[uint64]*mutation, *contents) {
-		return map[uint64]*mutation{3: {record: intent(), result: resultOK}}, &contents{
-			keys: map[api.KID]*keyRecord{kid: {KID: kid.String(), Intent: 3}}, ops: map[string]uint64{op: 3},
-		}
-	}
-	for name, harm := range map[string]func(m map[uint64]*mutation, c *contents){
-		"":                          func(map[uint64]*mutation, *contents) {},
-		"no op":                     func(_ map[uint64]*mutation, c *contents) { clear(c.ops) },
-		"no key":                    func(_ map[uint64]*mutation, c *contents) { clear(c.keys) },
-		"neither":                   func(_ map[uint64]*mutation, c *contents) { clear(c.ops); clear(c.keys) },
-		"no log":                    func(m map[uint64]*mutation, _ *contents) { clear(m) },
-		"no log and no key":         func(m map[uint64]*mutation, c *contents) { clear(m); clear(c.keys) },
-		"op of another intent":      func(_ map[uint64]*mutation, c *contents) { c.ops[op] = 4 },
-		"one op more":               func(_ map[uint64]*mutation, c *contents) { c.ops["op/acme/create/x"] = 9 },
-		"key of another intent":     func(_ map[uint64]*mutation, c *contents) { c.keys[kid].Intent = 2 },
-		"effect of what was undone": func(m map[uint64]*mutation, _ *contents) { m[3].result = resultAborted },
+	const at = 3 // where the first intent stands in a memory log
+	for name, tt := range map[string]struct {
+		log  []*audit.Record
+		harm func(c *contents)
+		want string // of the one that is pending, "refused", or "" for none
+	}{
+		"whole":                     {want: ""},
+		"no key":                    {harm: func(c *contents) { clear(c.keys) }, want: "refused"},
+		"neither key nor op":        {harm: func(c *contents) { clear(c.ops); clear(c.keys) }, want: "refused"},
+		"no log":                    {log: []*audit.Record{}, want: "refused"},
+		"op of a later record":      {harm: func(c *contents) { c.ops["op/acme/create/x"] = 1000 }, want: "refused"},
+		"key of another intent":     {harm: func(c *contents) { c.keys[kid].Intent = at - 1 }, want: "refused"},
+		"key of a later intent":     {harm: func(c *contents) { c.keys[kid].Intent = at + 1 }, want: "refused"},
+		"effect of what was undone": {log: []*audit.Record{record(audit.KindIntent, "", 0), record(audit.KindOperation, resultAborted, 1)}, want: "refused"},
+		"cut off behind the commit": {log: []*audit.Record{record(audit.KindIntent, "", 0)}, want: resultOK},
+		"cut off before the commit": {log: []*audit.Record{record(audit.KindIntent, "", 0)}, harm: func(c *contents) { clear(c.ops); clear(c.keys) }, want: resultAborted},
+		"half a commit":             {log: []*audit.Record{record(audit.KindIntent, "", 0)}, harm: func(c *contents) { clear(c.keys) }, want: "refused"},
 	} {
-		m, c := whole()
-		harm(m, c)
-		pending, err := compare(m, c)
-		if (err == nil) != (name == "") || len(pending) != 0 || err != nil && !errors.Is(err, backends.ErrTampered) {
-			t.Errorf("%q: %d pending, %v", name, len(pending), err)
+		if tt.log == nil {
+			tt.log = []*audit.Record{record(audit.KindIntent, "", 0), record(audit.KindOperation, resultOK, 1)}
+		}
+		c := &contents{keys: map[api.KID]*keyRecord{kid: {KID: kid.String(), Intent: at}}, ops: map[string]uint64{op: at}}
+		if tt.harm != nil {
+			tt.harm(c)
+		}
+		k := memoryLog(t, tt.log...)
+		pending, err := k.compare(c)
+		got := ""
+		switch {
+		case err != nil && !errors.Is(err, backends.ErrTampered):
+			t.Errorf("%s: %v", name, err)
+		case err != nil:
+			got = "refused"
+		case len(pending) == 1:
+			got = pending[0].result
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q (%v)", name, got, tt.want, err)
 		}
 	}
 }

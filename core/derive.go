@@ -12,13 +12,16 @@ import (
 	"github.com/rustyonions/ron-kms/core/api"
 )
 
+// childVersion is the version of the UUIDs that childID makes.
+const childVersion = 8
+
 // childID names a derived key by where it comes from, so that deriving again
 // finds the same key: a UUID of version 8 (RFC 9562 §5.8) over the parent
 // version and the context.
 func childID(parent api.KID, context string) string {
 	sum := sha256.Sum256([]byte("ron-kms/child/v1\x00" + parent.String() + "\x00" + context))
 	id := uuid.UUID(sum[:16])
-	id[6] = id[6]&0x0f | 0x80
+	id[6] = id[6]&0x0f | childVersion<<4
 	id[8] = id[8]&0x3f | 0x80
 	return id.String()
 }
@@ -37,7 +40,7 @@ func (k *KMS) derive(ctx context.Context, d *decided) (outcome, error) {
 		if len(a.Tracks()) != 1 {
 			return nil, api.NewError(api.ReasonUnsupported, "a derived key has one track; derive its halves under contexts of their own")
 		}
-		if err := demandOf(d.rule(d.target.Key).Mode, a); err != nil {
+		if err := demandOf(d.rule(d.target.Key).Mode.Tighten(d.rule(api.KID{Tenant: d.target.Tenant, Purpose: d.target.Purpose, Alg: a.Name()}).Mode), a); err != nil {
 			return nil, err
 		}
 		cur, err := k.usable(d.target.Key, alg.OpDerive)
@@ -74,6 +77,9 @@ func (k *KMS) derive(ctx context.Context, d *decided) (outcome, error) {
 // derivedBefore finds the child if it exists already. One of another algorithm
 // would share its bytes, and a destroyed one must not come back.
 func (k *KMS) derivedBefore(kid api.KID) (*keyRecord, error) {
+	if k.gone[kid.ID] {
+		return nil, api.NewError(api.ReasonDestroyed, "the derived key was destroyed; use another context")
+	}
 	for _, a := range alg.All() {
 		other := kid.Base()
 		other.Alg = a.Name()

@@ -10,6 +10,7 @@ import (
 	"lukechampine.com/blake3"
 
 	"github.com/rustyonions/ron-kms/audit"
+	"github.com/rustyonions/ron-kms/core/admit"
 	"github.com/rustyonions/ron-kms/core/alg"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
@@ -32,6 +33,7 @@ func (k *KMS) Do(ctx context.Context, s *Session, verb *Verb, req api.Request) (
 	ctx, cancel := context.WithTimeout(ctx, k.opTimeout)
 	defer cancel()
 	c := &call{verb: verb, session: s, req: req, start: k.clock()}
+	defer func() { c.ticket.Release() }()
 	resp, err := k.do(ctx, c)
 	if err != nil {
 		return nil, k.refuse(c, err)
@@ -48,7 +50,7 @@ func (k *KMS) do(ctx context.Context, c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	decided, err := k.decide(admitted)
+	decided, err := k.decide(ctx, admitted)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +77,7 @@ type call struct {
 	permit capability.Permit
 	hash   [32]byte // of the request, once computed
 	intent uint64   // audit index of the intent, +1; 0 if there is none
+	ticket *admit.Ticket
 }
 
 type (
@@ -82,7 +85,7 @@ type (
 	admitted struct{ *call }
 	decided  struct {
 		*call
-		policy policy.Static
+		rules map[api.KID]policy.Answer // by tenant, purpose and algorithm
 	}
 	executed struct {
 		*call
@@ -118,7 +121,7 @@ const resultUsed = "used"
 
 // rule is the policy for one key; keys and requests may tighten it.
 func (d *decided) rule(kid api.KID) policy.Decision {
-	return d.policy.Decide(kid.Tenant, kid.Purpose, d.start)
+	return d.rules[api.KID{Tenant: kid.Tenant, Purpose: kid.Purpose, Alg: kid.Alg}].Decision
 }
 
 // authorize clears the capability for what the request names, before anything
@@ -135,7 +138,10 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 		return cleared{}, err
 	}
 	c.target = target
-	r := capability.Request{Scopes: k.scopes(c.verb), Tenant: target.Tenant, Purpose: target.Purpose, Now: c.start}
+	r := capability.Request{Scopes: k.scopes(c.verb), Tenant: target.Tenant, Purpose: target.Purpose, Verb: c.verb.Name, Now: c.start}
+	if err := describe(&r, c.session.grant, c.req); err != nil {
+		return cleared{}, err
+	}
 	switch {
 	case len(target.Keys) > 0:
 		return k.authorizeSet(c, r)
@@ -148,6 +154,9 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 	if err != nil {
 		return cleared{}, refusal(err, c.verb)
 	}
+	if err := reserved(c.verb, target.Tenant); err != nil {
+		return cleared{}, err
+	}
 	c.permit = permit
 	if derive, ok := c.req.(*api.DeriveRequest); ok {
 		// The child is a new key: who may not make it may not derive it.
@@ -157,6 +166,26 @@ func (k *KMS) authorize(c *call) (cleared, error) {
 		}
 	}
 	return cleared{c}, nil
+}
+
+// describe adds to r what the caveats of a grant ask about the request itself.
+func describe(r *capability.Request, g *capability.Grant, req api.Request) error {
+	if g.NeedsBody() {
+		b, err := api.Encode(req)
+		if err != nil {
+			return err
+		}
+		r.BodyBytes = int64(len(b))
+	}
+	if g.NeedsPayload() {
+		switch q := req.(type) {
+		case *api.SignRequest:
+			r.Payload = itemHash(q.PayloadB3, q.PayloadB64)
+		case *api.VerifyRequest:
+			r.Payload = itemHash(q.PayloadB3, q.PayloadB64)
+		}
+	}
+	return nil
 }
 
 // newKeyPrefix is what is known of the kid of a key to be made.
@@ -171,8 +200,7 @@ func newKeyPrefix(target api.Target, algName string) string {
 // scopes are the scopes of which any one suffices for a verb. The first is the
 // verb's own; the settings may leave no other.
 func (k *KMS) scopes(v *Verb) []string {
-	verifies := v.Name == "verify" || v.Name == "verify_batch"
-	if v.Name != "export" && k.cfg.ScopeStrict || verifies && k.cfg.VerifyScopeEnforce {
+	if v.Name != "export" && k.cfg.ScopeStrict || verifies(v) && k.cfg.VerifyScopeEnforce {
 		return v.Scopes[:1]
 	}
 	return v.Scopes
@@ -228,18 +256,148 @@ func (k *KMS) admit(ctx context.Context, c cleared) (admitted, error) {
 		if err := k.writable(); err != nil {
 			return admitted{}, err
 		}
+		if err := k.ensureTenantKey(ctx, c.session.Tenant()); err != nil {
+			return admitted{}, err
+		}
 	}
+	ticket, err := k.limits.Admit(ctx, admit.Request{
+		Tenant: c.target.Tenant, Cost: k.costs.Of(c.verb.kind(), c.familyName()), Items: items(c.req), Lane: c.verb.lane(),
+		Rates: rates(c.permit),
+	})
+	if err != nil {
+		return admitted{}, limited(err)
+	}
+	c.ticket = ticket
 	return admitted(c), nil
 }
 
-// decide finds the policy that holds for this call.
-func (k *KMS) decide(c admitted) (decided, error) {
-	return decided{call: c.call, policy: k.policy}, nil
+// limited turns an error of package admit into one of the table.
+func limited(err error) error {
+	var r *admit.Rejected
+	if !errors.As(err, &r) {
+		return err
+	}
+	e := api.WrapError(api.ReasonBackpressure, "too many requests at once", err)
+	e.RetryAfter = r.RetryAfter
+	return e
 }
 
-// execute runs the verb: the one place from which a backend is called.
+// rates are the rates that a token's caveats set.
+func rates(p capability.Permit) []admit.Rate {
+	var out []admit.Rate
+	for _, r := range p.Rates() {
+		out = append(out, admit.Rate(r))
+	}
+	return out
+}
+
+// items is how many operations a request stands for, at least one.
+func items(req api.Request) int {
+	switch r := req.(type) {
+	case *api.SignRequest:
+		return max(1, len(r.KIDSet))
+	case *api.VerifyRequest:
+		return max(1, len(r.Sigs))
+	case *api.SignBatchRequest:
+		return max(1, len(r.Items))
+	case *api.VerifyBatchRequest:
+		n := 0
+		for _, item := range r.Items {
+			n += max(1, len(item.Sigs))
+		}
+		return max(1, n)
+	}
+	return 1
+}
+
+// decide asks the policy about every tenant, purpose and algorithm concerned.
+// All must be allowed.
+func (k *KMS) decide(ctx context.Context, c admitted) (decided, error) {
+	d := decided{call: c.call, rules: make(map[api.KID]policy.Answer)}
+	kind := policy.Read
+	switch {
+	case c.verb.Private || c.verb.Mutates:
+		kind = policy.Private
+	case verifies(c.verb):
+		kind = policy.Verify
+	}
+	body := int64(0)
+	if b, err := api.Encode(c.req); err == nil {
+		body = int64(len(b))
+	}
+	for _, kid := range c.concerned() {
+		about := api.KID{Tenant: kid.Tenant, Purpose: kid.Purpose, Alg: kid.Alg}
+		if _, asked := d.rules[about]; asked {
+			continue
+		}
+		a, err := k.policy.Decide(ctx, policy.Input{
+			Tenant: kid.Tenant, Purpose: kid.Purpose, Alg: kid.Alg, Verb: c.verb.Name,
+			Method: strings.ToUpper(c.verb.Scopes[0]), ActorID: c.session.grant.ID(), BodyBytes: body, Now: c.start,
+		}, kind)
+		if err == nil {
+			err = k.honour(ctx, kind, about, a.Decision)
+		}
+		if err != nil {
+			return decided{}, err
+		}
+		d.rules[about] = a
+	}
+	return d, nil
+}
+
+// honour applies what a decision demands besides its mode. What cannot be
+// honoured is refused.
+func (k *KMS) honour(ctx context.Context, kind policy.Kind, about api.KID, d policy.Decision) error {
+	if kind == policy.Private && d.AttestRequire && !d.FailOpen {
+		return api.NewError(api.ReasonAttestation, "policy demands a custodian that can attest, and this one cannot")
+	}
+	if d.Limits.RPS <= 0 {
+		return nil
+	}
+	ticket, err := k.limits.Admit(ctx, admit.Request{Tenant: about.Tenant, Cost: 1, Items: 1, Lane: admit.LaneNone, Rates: []admit.Rate{{
+		Key: sha256.Sum256([]byte("policy\x00" + about.Tenant + "\x00" + about.Purpose + "\x00" + about.Alg)), PerSecond: d.Limits.RPS, Burst: max(d.Limits.Burst, d.Limits.RPS),
+	}}})
+	ticket.Release()
+	if err != nil {
+		return limited(err)
+	}
+	return nil
+}
+
+// concerned are the keys that a call is about, those that it would make
+// included, as far as their names are known.
+func (c *call) concerned() []api.KID {
+	made := func(name string) api.KID {
+		if a, ok := alg.Lookup(name); ok {
+			name = a.Name()
+		}
+		return api.KID{Tenant: c.target.Tenant, Purpose: c.target.Purpose, Alg: name}
+	}
+	switch req := c.req.(type) {
+	case *api.ExportRequest:
+		return nil // its answer is fixed
+	case *api.CreateRequest:
+		return []api.KID{made(req.Alg)}
+	case *api.ListRequest:
+		return []api.KID{made("")}
+	case *api.DeriveRequest:
+		return []api.KID{c.target.Key, made(req.Alg)}
+	}
+	if len(c.target.Keys) > 0 {
+		return c.target.Keys
+	}
+	return []api.KID{c.target.Key}
+}
+
+// execute runs the verb: the one place from which a backend is called. It waits for
+// its turn among the tenants, and gives the worker back before the record is
+// waited for.
 func (k *KMS) execute(ctx context.Context, d decided) (executed, error) {
+	if _, err := d.ticket.Begin(ctx); err != nil {
+		return executed{}, limited(err)
+	}
 	out, err := d.verb.run(k, ctx, &d)
+	d.ticket.End()
 	if err != nil {
 		return executed{}, err
 	}
@@ -250,15 +408,15 @@ func (k *KMS) execute(ctx context.Context, d decided) (executed, error) {
 // response carries receipts, they are durable before the result goes on; else
 // they are handed over without waiting, so that verify never depends on the log.
 func (k *KMS) record(ctx context.Context, e executed) (recorded, error) {
+	if e.receipts == nil {
+		for _, entry := range e.entries {
+			k.offerEntry(e.call, entry)
+		}
+		return recorded{e.call, e.response}, nil
+	}
 	records := make([]*audit.Record, len(e.entries))
 	for i, entry := range e.entries {
 		records[i] = k.newRecord(e.call, audit.KindOperation, entry)
-	}
-	if e.receipts == nil {
-		for _, r := range records {
-			k.offer(r)
-		}
-		return recorded{e.call, e.response}, nil
 	}
 	// The effect exists already: a caller that gave up must not leave it
 	// without a record.
@@ -286,6 +444,10 @@ func (k *KMS) refuse(c *call, err error) error {
 	k.metrics.Ops.WithLabelValues(c.verb.Name, c.familyName(), string(e.Code)).Inc()
 	if c.session == nil || c.session.grant == nil || c.target.Tenant == "" {
 		return e // syntax: nothing is known about what it was about
+	}
+	if e.Reason == api.ReasonBackpressure {
+		k.throttle(c.target.Tenant)
+		return e
 	}
 	kind := audit.KindOperation
 	if e.Status == api.StatusDenied || e.Status == api.StatusUnauthenticated {
@@ -333,6 +495,7 @@ func (k *KMS) newRecord(c *call, kind audit.Kind, e entry) *audit.Record {
 	if !e.kid.IsZero() {
 		r.Key, r.KeyVersion, r.Alg, r.Purpose = e.kid.Base().String(), e.kid.Version, e.kid.Alg, e.kid.Purpose
 	}
+	k.protect(r, c.session.grant.Tenant())
 	return r
 }
 

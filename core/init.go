@@ -30,7 +30,7 @@ type InitOptions struct {
 type InitReport struct {
 	StoreID     string // UUID
 	Origin      string // the audit log's name in its checkpoints
-	VerifierKey string // C2SP vkey: give it to auditors
+	VerifierKey string // C2SP vkeys, one of each algorithm: give them to auditors
 	TokenRootID string // id of the first token root key
 }
 
@@ -112,19 +112,23 @@ func fill(ctx context.Context, cfg *config.Config, dir string, passphrase []byte
 		return nil, err
 	}
 	return &InitReport{
-		StoreID: v.head.StoreID, Origin: signer.name, VerifierKey: signer.vkey, TokenRootID: tokenID,
+		StoreID: v.head.StoreID, Origin: signer.origin, VerifierKey: signer.keys.String(), TokenRootID: tokenID,
 	}, file.SyncDir(dir)
 }
 
 // bootstrap writes the first records of an empty store: its identity, the key
-// that signs audit checkpoints, and the key that authenticates audit frames.
+// that signs audit checkpoints, in two halves, and the key that authenticates audit frames.
 // Both keys are random and sealed, not derived, so that a new root key can
 // wrap them again without a break in the log.
 func bootstrap(ctx context.Context, v *vault) error {
 	v.head = headRecord{StoreID: uuid.NewString()}
-	attestation, err := v.Generate(ctx, attestationRef(v.head.StoreID))
-	if err != nil {
-		return fmt.Errorf("attestation key: %w", err)
+	attestation := make([]named, len(attestationTracks))
+	for i, t := range attestationTracks {
+		m, err := v.Generate(ctx, attestationRef(v.head.StoreID, t, 1))
+		if err != nil {
+			return fmt.Errorf("attestation key: %w", err)
+		}
+		attestation[i] = named{t.name, systemRecord{Public: m.Public, Sealed: m.Sealed}}
 	}
 	seal, err := v.StoreKey(labelSystem, 32)
 	if err != nil {
@@ -140,7 +144,5 @@ func bootstrap(ctx context.Context, v *vault) error {
 	if err != nil {
 		return err
 	}
-	return v.commit(ctx, 0, 0,
-		named{nameAttestation, systemRecord{Public: attestation.Public, Sealed: attestation.Sealed}},
-		named{nameAuditFrames, systemRecord{Sealed: sealed}})
+	return v.commit(ctx, 0, 0, append(attestation, named{nameAuditFrames, systemRecord{Sealed: sealed}})...)
 }

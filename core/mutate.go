@@ -83,7 +83,7 @@ func (k *KMS) mutate(ctx context.Context, d *decided, response any, receipt **ap
 	ch.record.Intent = at.LogIndex
 	err = k.vault.commit(ctx, d.intent, 0,
 		named{prefixKey + next.kid.String(), ch.record},
-		named{name, opRecord{RequestHash: hash[:], Intent: at.LogIndex, Response: answer}})
+		named{name, opRecord{RequestHash: hash[:], Intent: at.LogIndex, Log: k.vault.head.LogGeneration, Response: answer}})
 	if err != nil {
 		// The disk may hold either state, so nobody may say which: the next
 		// open finds out and writes the result.
@@ -167,7 +167,7 @@ func (k *KMS) create(ctx context.Context, d *decided) (outcome, error) {
 		if err != nil {
 			return nil, err
 		}
-		rule := d.rule(api.KID{Tenant: req.Tenant, Purpose: req.Purpose})
+		rule := d.rule(api.KID{Tenant: req.Tenant, Purpose: req.Purpose, Alg: a.Name()})
 		suite, err := k.suiteFor(a, scheme, rule.ProduceHybrid || policy.ProduceHybrid, rule.Mode.Tighten(mode))
 		if err != nil {
 			return nil, err

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
+	"syscall"
 
 	"github.com/google/uuid"
 
@@ -21,21 +21,21 @@ import (
 // other. If one of them is put back to an older state, it contradicts the
 // other here; and an operation that a crash cut off is finished here.
 
-// mutation is an intent found in the log.
-type mutation struct {
-	record *audit.Record
-	result string // "" while the log has none
-}
-
 // Results that only reconciliation writes.
 const (
-	resultOK      = "ok"
+	resultOK      = audit.ResultOK
 	resultAborted = "Aborted" // the intent had no effect
 )
 
-// openAudit verifies the log, compares it with the store, and settles what a
+// openAudit opens the log, compares it with the store, and settles what a
 // crash left open. A verdict against either is noted, not returned.
 func (k *KMS) openAudit(ctx context.Context, found *contents) error {
+	if err := k.finish(ctx); errors.Is(err, backends.ErrTampered) {
+		k.tampered(err)
+		return nil
+	} else if err != nil {
+		return err
+	}
 	signer, frames, err := systemKeys(ctx, k.vault)
 	if errors.Is(err, backends.ErrTampered) {
 		k.tampered(err)
@@ -47,7 +47,7 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 	k.signer = signer
 	k.secrets = append(k.secrets, frames)
 
-	log, mutations, size, err := k.replay(signer, frames)
+	log, err := k.openLog(ctx, signer, frames)
 	var integrity *audit.IntegrityError
 	if errors.As(err, &integrity) {
 		k.tampered(err)
@@ -57,15 +57,23 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 		return err
 	}
 	k.audit = log
+	k.metrics.WatchAudit(k.auditState)
+	if newest := log.Newest(); !newest.IsZero() {
+		_ = k.time.Floor(newest, k.tolerance) // writable asks
+	}
 	if k.failure.Load() != nil {
 		return nil // the store is damaged already: compare nothing
 	}
-	if size < k.vault.head.LogSize {
-		k.tampered(fmt.Errorf("the log has %d records and the store knows of %d: the log is older than its store: %w",
-			size, k.vault.head.LogSize, backends.ErrTampered))
+	if err := shorter(log.Found(), k.vault.head.LogSize, k.cfg.AuditMinIndex); err != nil {
+		k.tampered(err)
 		return nil
 	}
-	pending, err := compare(mutations, found)
+	pending, err := k.compare(found)
+	// Not every change is of a key: the store knows the last of all.
+	if last := log.LastEffect(); err == nil && last > k.vault.head.Intent {
+		err = fmt.Errorf("the log has a change at index %d, and the last that the store knows of is %d: the store is older than its log: %w",
+			last-1, k.vault.head.Intent, backends.ErrTampered)
+	}
 	if err != nil {
 		k.tampered(err)
 		return nil
@@ -73,16 +81,57 @@ func (k *KMS) openAudit(ctx context.Context, found *contents) error {
 	if err := k.settle(ctx, pending); err != nil {
 		return err
 	}
-	if lost := k.vault.head.Lost; lost > 0 {
-		if _, err := k.audit.Append(ctx, &audit.Record{Kind: audit.KindGap, Time: k.clock(), Count: lost}); err != nil {
+	lost := k.vault.head.Lost
+	if lost > 0 {
+		_, err := k.audit.Append(ctx, &audit.Record{Kind: audit.KindGap, Time: k.clock(), Count: lost})
+		if err != nil && !errors.Is(err, audit.ErrFull) {
 			return fmt.Errorf("audit: gap: %w", err)
 		}
+		if err == nil {
+			lost = 0
+		}
 	}
-	return k.noteLog(ctx, 0)
+	for name := range k.audit.AnchorLag() {
+		if !slices.Contains(k.vault.head.Anchors, name) {
+			k.vault.head.Anchors = append(k.vault.head.Anchors, name)
+		}
+	}
+	err = k.noteLog(ctx, lost)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// What the store knows of the log's length is a lower bound: an older one does no harm, and verify needs none.
+		k.log.Warn("the disk is full: the store could not note how long its log is", "cause", err.Error())
+		return nil
+	}
+	return err
+}
+
+// finish ends what a crash cut off: a recovery, or a change of the keys that
+// sign checkpoints.
+func (k *KMS) finish(ctx context.Context) error {
+	if k.cfg.IsAmnesia() || k.failure.Load() != nil {
+		return nil
+	}
+	aside, err := finishRecovery(k.cfg.Dir, k.vault.head, k.clock())
+	if err != nil {
+		return err
+	}
+	if aside != "" {
+		k.log.Warn("a recovery was finished; the refused log was kept", "dir", aside)
+	}
+	return settleHandover(ctx, k.vault, auditDir(k.cfg.Dir))
+}
+
+// shorter says why a log of size records is too short.
+func shorter(size, known, least uint64) error {
+	if size >= known && size >= least {
+		return nil
+	}
+	return fmt.Errorf("the log has %d records; the store knows of %d, and KMS_AUDIT_MIN_INDEX is %d: the log is older than they are: %w",
+		size, known, least, backends.ErrTampered)
 }
 
 // noteLog lets the store remember how long its log is, so that an older log is
-// noticed even if nothing but signatures came after it, and how many records
+// noticed even if nothing but signatures came after it, and how many records in all
 // the log still has to be told it lost. It is done when a store is opened and
 // closed; every mutation notes the length too.
 func (k *KMS) noteLog(ctx context.Context, lost uint64) error {
@@ -93,9 +142,6 @@ func (k *KMS) noteLog(ctx context.Context, lost uint64) error {
 	if k.audit != nil {
 		size = k.audit.Size()
 	}
-	if lost > 0 {
-		lost += k.vault.head.Lost
-	}
 	k.vault.head.Lost = lost
 	if err := k.vault.commit(ctx, 0, size); err != nil {
 		return fmt.Errorf("head record: %w", err)
@@ -103,42 +149,30 @@ func (k *KMS) noteLog(ctx context.Context, lost uint64) error {
 	return nil
 }
 
-// replay opens the log. It returns the mutations found in it, and how many
-// records there were before opening added its own.
-func (k *KMS) replay(signer *attestationKey, frames *secret.Bytes) (log *audit.Log, mutations map[uint64]*mutation, size uint64, err error) {
-	mutations = make(map[uint64]*mutation)
-	var last time.Time
-	o := auditOptions(k.cfg, signer, frames, k.clock)
-	o.OnRecord = func(index uint64, r *audit.Record) error {
-		observe(mutations, index, r)
-		size = index + 1
-		if r.Time.After(last) { // records taken while the clock was behind are older
-			last = r.Time
-		}
-		return nil
-	}
-	o.OnFailure = func(err error) { k.failed(api.ReasonAuditWrite, err) }
-	if k.cfg.IsAmnesia() {
-		log, err = audit.NewMemory(o)
-	} else {
-		log, err = audit.Open(auditDir(k.cfg.Dir), o)
-	}
-	if err == nil && !last.IsZero() {
-		_ = k.time.Floor(last, k.tolerance) // writable asks
-	}
-	return log, mutations, size, err
-}
+// openAuditDir is audit.Open; tests make its disk fail.
+var openAuditDir = audit.Open
 
-// observe adds one record of the log, in their order.
-func observe(mutations map[uint64]*mutation, index uint64, r *audit.Record) {
-	switch r.Kind {
-	case audit.KindIntent:
-		mutations[index] = &mutation{record: r}
-	case audit.KindOperation: // the log's own records use Ref for other things
-		if m, ok := mutations[r.Ref-1]; ok && r.Ref > 0 {
-			m.result = r.Result
+// openLog opens the log with its anchors and witnesses.
+func (k *KMS) openLog(ctx context.Context, a *attestation, frames *secret.Bytes) (log *audit.Log, err error) {
+	o := auditOptions(k.cfg, a, frames, k.clock)
+	o.OnFailure = func(err error) {
+		var integrity *audit.IntegrityError
+		if errors.As(err, &integrity) {
+			k.tampered(err)
+			return
 		}
+		k.failed(api.ReasonAuditWrite, err)
 	}
+	if o.Witnesses, err = witnessesOf(k.cfg); err != nil {
+		return nil, err
+	}
+	if k.cfg.IsAmnesia() {
+		return audit.NewMemory(o)
+	}
+	if o.Anchors, err = anchorsOf(ctx, k.cfg, k.vault, o); err != nil {
+		return nil, err
+	}
+	return openAuditDir(ctx, auditDir(k.cfg.Dir), o)
 }
 
 // settled is an intent together with what became of it.
@@ -148,39 +182,55 @@ type settled struct {
 	result string
 }
 
+// told is what a log says of keys and intents.
+type told interface {
+	Size() uint64
+	Pending() map[uint64]*audit.Record
+	Key(name string) (seq, last, effect uint64)
+	Effects() int
+}
+
+func (k *KMS) compare(found *contents) ([]settled, error) { return compare(k.audit, found) }
+
 // compare finds contradictions between log and store, and the fate of each
-// intent that has no result yet.
-func compare(mutations map[uint64]*mutation, found *contents) ([]settled, error) {
+// intent that has no result yet. The log knows of each key the last intent that
+// took effect, and so does the store.
+func compare(log told, found *contents) ([]settled, error) {
 	var pending []settled
-	last := make(map[string]uint64) // key to its last intent with an effect
-	for index, m := range mutations {
-		op := opName(m.record.Tenant, m.record.Op, m.record.OpID)
-		intent, done := found.ops[op]
-		done = done && intent == index
-		switch {
-		case m.result == "" && done:
-			pending = append(pending, settled{index, m.record, resultOK})
-		case m.result == "":
-			pending = append(pending, settled{index, m.record, resultAborted})
-		case m.result == resultOK && !done:
-			return nil, fmt.Errorf("the log has a %s at index %d that the store lacks: the store is older than its log: %w",
-				m.record.Op, index, backends.ErrTampered)
+	last := make(map[string]uint64) // key to its last intent with an effect, +1, that the log does not know of
+	for index, r := range log.Pending() {
+		intent, done := found.ops[opName(r.Tenant, r.Op, r.OpID)]
+		result := resultAborted
+		if done && intent == index {
+			result = resultOK
+			if r.Key != "" {
+				last[r.Key] = max(last[r.Key], index+1)
+			}
 		}
-		if done {
-			last[m.record.Key] = max(last[m.record.Key], index+1)
+		pending = append(pending, settled{index, r, result})
+	}
+	keys := log.Effects()
+	for key := range last {
+		if _, _, effect := log.Key(key); effect == 0 {
+			keys++
 		}
 	}
 	for kid, r := range found.keys {
-		if last[kid.String()] != r.Intent+1 {
-			return nil, fmt.Errorf("a key was last changed at log index %d, and the log says otherwise: %w", r.Intent, backends.ErrTampered)
+		_, _, effect := log.Key(kid.String())
+		switch effect = max(effect, last[kid.String()]); {
+		case effect > r.Intent+1:
+			return nil, fmt.Errorf("a key was last changed at log index %d, and the store has it as of %d: the store is older than its log: %w",
+				effect-1, r.Intent, backends.ErrTampered)
+		case effect < r.Intent+1:
+			return nil, fmt.Errorf("a key was last changed at log index %d, and the log does not say so: the log is older than its store: %w",
+				r.Intent, backends.ErrTampered)
 		}
-		delete(last, kid.String())
 	}
-	if len(last) > 0 {
-		return nil, fmt.Errorf("the log has %d keys that the store lacks: the store is older than its log: %w", len(last), backends.ErrTampered)
+	if keys != len(found.keys) {
+		return nil, fmt.Errorf("the log knows of %d keys and the store has %d: the store is older than its log: %w", keys, len(found.keys), backends.ErrTampered)
 	}
 	for _, intent := range found.ops {
-		if m, ok := mutations[intent]; !ok || m.result != "" && m.result != resultOK {
+		if intent >= log.Size() {
 			return nil, fmt.Errorf("the store has an operation at log index %d that the log lacks: the log is older than its store: %w",
 				intent, backends.ErrTampered)
 		}
@@ -192,10 +242,9 @@ func compare(mutations map[uint64]*mutation, found *contents) ([]settled, error)
 // settle writes the results that a crash left out.
 func (k *KMS) settle(ctx context.Context, pending []settled) error {
 	for _, p := range pending {
-		r := *p.record
-		r.Kind, r.Time, r.Result, r.Ref = audit.KindOperation, k.clock(), p.result, p.index+1
-		r.Detail = []byte("settled when the store was opened")
-		if _, err := k.audit.Append(ctx, &r); err != nil {
+		r := k.answerFor(p.record, audit.KindOperation, "settled when the store was opened")
+		r.Time, r.Result, r.Ref = k.clock(), p.result, p.index+1
+		if _, err := k.audit.Append(ctx, r); err != nil {
 			return fmt.Errorf("audit: settle: %w", err)
 		}
 	}

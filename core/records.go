@@ -21,6 +21,7 @@ import (
 const (
 	prefixKey    = "key/"    // + kid without version: a keyRecord
 	prefixOp     = "op/"     // + tenant/verb/op_id: an opRecord
+	prefixGone   = "gone/"   // + kid without version: a goneRecord
 	prefixSystem = "system/" // + name: a systemRecord
 	nameHead     = "head"    // the headRecord
 )
@@ -57,13 +58,20 @@ type trackRecord struct {
 type opRecord struct {
 	RequestHash []byte `json:"request_hash"`
 	Intent      uint64 `json:"intent"`
-	Response    []byte `json:"response"` // JSON
+	Log         uint32 `json:"log,omitzero"` // the generation of the log that has the intent
+	Response    []byte `json:"response"`     // JSON
 }
 
-// systemRecord holds a secret of the store itself, sealed.
+// goneRecord keeps a key from coming back that was destroyed and is not in the
+// store any more: a derived key could be derived once more (see Recover).
+type goneRecord struct{}
+
+// systemRecord holds a secret of the store itself, sealed; nothing if it was
+// erased.
 type systemRecord struct {
-	Public []byte `json:"public,omitempty"`
-	Sealed []byte `json:"sealed"`
+	Public  []byte `json:"public,omitempty"`
+	Sealed  []byte `json:"sealed"`
+	Version uint32 `json:"version,omitzero"` // of an attestation key, from 1, 0 is 1; generation of a tenant's audit key
 }
 
 // headRecord changes with every commit. It ties the store's revision to the
@@ -71,9 +79,14 @@ type systemRecord struct {
 type headRecord struct {
 	StoreID  string `json:"store_id"`
 	Revision uint64 `json:"revision"`
-	Intent   uint64 `json:"intent"`        // of the last mutation, +1; 0 if none yet
-	LogSize  uint64 `json:"log_size"`      // records that the audit log had at least
-	Lost     uint64 `json:"lost,omitzero"` // records that the log could not take, and does not tell yet
+	Intent   uint64 `json:"intent"`   // of the last mutation, +1; 0 if none yet
+	LogSize  uint64 `json:"log_size"` // records that the audit log had at least
+	// LogGeneration counts the audit logs that were given up. Anchors are the
+	// anchors that the log has been written to: none of them may be empty.
+	LogGeneration uint32   `json:"log_generation,omitzero"`
+	Anchors       []string `json:"anchors,omitempty"`
+	Ops           uint64   `json:"ops,omitzero"`  // op records that there are
+	Lost          uint64   `json:"lost,omitzero"` // records that the log could not take, and does not tell yet
 }
 
 // Labels of the keys that the store derives from its root key.
@@ -162,7 +175,7 @@ func kindOf(name string) string {
 	return kind
 }
 
-// named is a record on its way into a commit.
+// named is a record on its way into a commit; nil removes it.
 type named struct {
 	name   string
 	record any
@@ -181,7 +194,16 @@ func (v *vault) commit(ctx context.Context, intent, logSize uint64, records ...n
 	}
 	head.LogSize = max(head.LogSize, logSize, intent)
 	puts := make([]backends.Put, 0, len(records)+1)
+	for _, r := range records {
+		if strings.HasPrefix(r.name, prefixOp) { // never written twice
+			head.Ops++
+		}
+	}
 	for _, r := range append(records, named{nameHead, head}) {
+		if r.record == nil {
+			puts = append(puts, backends.Put{Key: r.name})
+			continue
+		}
 		value, err := v.encode(r.name, next, r.record)
 		if err != nil {
 			return err
@@ -208,14 +230,15 @@ func (v *vault) get(ctx context.Context, name string, record any) (found bool, e
 // contents is what load found.
 type contents struct {
 	keys    map[api.KID]*keyRecord
-	ops     map[string]uint64 // op record name to its intent
+	ops     map[string]uint64 // op record name to its intent; 0 if that is in an earlier log
+	gone    map[string]bool   // ids of keys that must not come back
 	damaged []error           // records that are not authentic
 }
 
 // load reads every record. Records that are not authentic are left out and
 // reported, so that verify can go on with the rest.
 func (v *vault) load(ctx context.Context) (*contents, error) {
-	c := &contents{keys: make(map[api.KID]*keyRecord), ops: make(map[string]uint64)}
+	c := &contents{keys: make(map[api.KID]*keyRecord), ops: make(map[string]uint64), gone: make(map[string]bool)}
 	headSeen := false
 	revision, err := v.Load(ctx, func(name string, value []byte) error {
 		if err := c.add(v, name, value, &headSeen); err != nil {
@@ -233,6 +256,9 @@ func (v *vault) load(ctx context.Context) (*contents, error) {
 		c.damaged = append(c.damaged, fmt.Errorf("head record is missing: %w", backends.ErrTampered))
 	} else if v.head.Revision != revision {
 		c.damaged = append(c.damaged, fmt.Errorf("head record is of another revision: %w", backends.ErrTampered))
+	}
+	if headSeen && len(c.damaged) == 0 && uint64(len(c.ops)) != v.head.Ops {
+		c.damaged = append(c.damaged, fmt.Errorf("%d operations are on record, and there were %d: %w", len(c.ops), v.head.Ops, backends.ErrTampered))
 	}
 	v.revision = revision
 	return c, nil
@@ -258,7 +284,20 @@ func (c *contents) add(v *vault, name string, value []byte, headSeen *bool) erro
 		if err := v.decode(name, value, &r); err != nil {
 			return err
 		}
-		c.ops[name] = r.Intent
+		// The head record comes before: names are in order.
+		if c.ops[name] = r.Intent; r.Log != v.head.LogGeneration {
+			c.ops[name] = 0
+		}
+	case strings.HasPrefix(name, prefixGone):
+		var r goneRecord
+		if err := v.decode(name, value, &r); err != nil {
+			return err
+		}
+		kid, err := api.ParseKID(strings.TrimPrefix(name, prefixGone))
+		if err != nil {
+			return fmt.Errorf("record gone: %w", backends.ErrTampered)
+		}
+		c.gone[kid.ID] = true
 	case strings.HasPrefix(name, prefixSystem):
 		var r systemRecord
 		return v.decode(name, value, &r)

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 
@@ -17,9 +18,17 @@ type Session struct {
 	closed atomic.Bool
 }
 
-// OpenSession verifies a capability token. Errors have code NoCapability and
-// do not say which part of a forged token was wrong.
+// OpenSession verifies a capability token of which nothing is known but its
+// text. Errors have code NoCapability and do not say which part of a forged token
+// was wrong.
 func (k *KMS) OpenSession(token string) (*Session, error) {
+	return k.OpenSessionFor(token, capability.Presenter{})
+}
+
+// OpenSessionFor is OpenSession for a token that somebody presented: by which key
+// of TLS, or as which user of a Unix socket. A token that is bound to either is
+// good for nobody else.
+func (k *KMS) OpenSessionFor(token string, p capability.Presenter) (*Session, error) {
 	if k.closed.Load() {
 		return nil, api.NewError(api.ReasonClosed, "the KMS is shutting down")
 	}
@@ -29,6 +38,18 @@ func (k *KMS) OpenSession(token string) (*Session, error) {
 	}
 	if err != nil {
 		return nil, k.unauthenticated(tokenError(err))
+	}
+	p.Audience = k.cfg.Audience
+	if grant, err = grant.Bind(p); err != nil {
+		return nil, k.unauthenticated(tokenError(err))
+	}
+	// A store that is out of order makes no key, and still verifies: then the
+	// records of this session go without what the key would seal.
+	if k.enter() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), k.opTimeout)
+		_ = k.ensureTenantKey(ctx, grant.Tenant())
+		cancel()
+		k.calls.RUnlock()
 	}
 	return &Session{kms: k, grant: grant}, nil
 }

@@ -3,7 +3,9 @@ package core
 import (
 	"context"
 	"slices"
+	"strings"
 
+	"github.com/rustyonions/ron-kms/core/admit"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
 )
@@ -29,6 +31,23 @@ type Verb struct {
 	Response func() any
 
 	run func(*KMS, context.Context, *decided) (outcome, error)
+}
+
+// kind is the verb whose costs and metrics those of v are.
+func (v *Verb) kind() string { return strings.TrimSuffix(v.Name, "_batch") }
+
+// lane is which workers the verb needs. They are apart, so that a backend that
+// hangs does not stop verification.
+func (v *Verb) lane() admit.Lane {
+	switch {
+	case v.Mutates:
+		return admit.LaneMutate
+	case v.Private:
+		return admit.LanePrivate
+	case verifies(v):
+		return admit.LanePublic
+	}
+	return admit.LaneNone
 }
 
 // verbs is the verb table, in the order of the docs. It is filled by init

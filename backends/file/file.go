@@ -265,6 +265,9 @@ func openChecked(name string, flag int, mode os.FileMode) (*os.File, error) {
 	if err == nil {
 		var st os.FileInfo
 		if st, err = f.Stat(); err == nil {
+			err = sameFile(name, st)
+		}
+		if err == nil {
 			err = checkBolt(f, st.Size())
 		}
 	}
@@ -272,6 +275,16 @@ func openChecked(name string, flag int, mode os.FileMode) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// sameFile returns ErrBusy if the name now stands for another file than st:
+// Compact replaced it between our opening and our lock.
+func sameFile(name string, st os.FileInfo) error {
+	now, err := os.Lstat(name)
+	if err == nil && !os.SameFile(st, now) {
+		err = backends.ErrBusy
+	}
+	return err
 }
 
 // guard turns what bbolt does on a page that was damaged while the store was

@@ -61,6 +61,7 @@ type KeyPolicy struct {
 // Receipt says where in the audit log an operation stands. Clients remember
 // the highest values seen and refuse to go back.
 type Receipt struct {
+	Log            string `json:"log"`             // origin of the audit log
 	LogIndex       uint64 `json:"log_index"`       // index of the operation's leaf, from 0
 	KeySeq         uint64 `json:"key_seq"`         // this key's operation count, from 1; 0 where no key is concerned
 	CheckpointSize uint64 `json:"checkpoint_size"` // size of the latest signed checkpoint

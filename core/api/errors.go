@@ -106,6 +106,13 @@ const (
 	ReasonTenant          Reason = "tenant-mismatch"
 	ReasonScope           Reason = "scope-missing"
 	ReasonKIDCaveat       Reason = "kid-mismatch"
+	ReasonRevoked         Reason = "token-revoked"
+	ReasonAudience        Reason = "audience-mismatch"
+	ReasonPresenter       Reason = "presenter-mismatch"
+	ReasonVerbCaveat      Reason = "verb-mismatch"
+	ReasonAlgCaveat       Reason = "alg-mismatch"
+	ReasonBodyCaveat      Reason = "body-too-large"
+	ReasonPayloadCaveat   Reason = "payload-mismatch"
 	ReasonPurposeCaveat   Reason = "purpose-mismatch"
 
 	ReasonExport        Reason = "export"
@@ -133,6 +140,7 @@ const (
 	ReasonStoreTampered Reason = "store-tampered"
 	ReasonPassphrase    Reason = "passphrase"
 	ReasonAuditWrite    Reason = "audit-write"
+	ReasonAuditFull     Reason = "audit-full"
 	ReasonAudit         Reason = "audit-integrity"
 	ReasonPolicyDown    Reason = "policy-unavailable"
 	ReasonClosed        Reason = "closed"
@@ -182,11 +190,18 @@ var table = []Row{
 	{ReasonCaveatUnknown, CodeNoCapability, 401, StatusUnauthenticated, false, "use only the caveats of docs/spec/token.md"},
 	{ReasonCaveatMalformed, CodeNoCapability, 401, StatusUnauthenticated, false, "write caveats as docs/spec/token.md shows"},
 	{ReasonCaveatMissing, CodeNoCapability, 401, StatusUnauthenticated, false, "a token needs tenant, scope and exp caveats"},
+	{ReasonRevoked, CodeNoCapability, 401, StatusUnauthenticated, false, "obtain a new token"},
+	{ReasonAudience, CodeNoCapability, 401, StatusUnauthenticated, false, "attach a token made for this server"},
+	{ReasonPresenter, CodeNoCapability, 401, StatusUnauthenticated, false, "present the token with the client key, or as the user, that it is bound to"},
 	{ReasonScope, CodeNoCapability, 403, StatusDenied, false, "attach a token with the scope this verb needs"},
 	{ReasonTenant, CodeNoCapability, 403, StatusDenied, false, "attach a token of the key's tenant"},
 	{ReasonKIDCaveat, CodeNoCapability, 403, StatusDenied, false, "attach a token whose kid-prefix covers this key"},
 	{ReasonPurposeCaveat, CodeNoCapability, 403, StatusDenied, false, "attach a token whose purpose-prefix covers this key"},
 
+	{ReasonVerbCaveat, CodeNoCapability, 403, StatusDenied, false, "attach a token whose verb covers this"},
+	{ReasonAlgCaveat, CodeNoCapability, 403, StatusDenied, false, "attach a token whose alg covers this key"},
+	{ReasonBodyCaveat, CodeNoCapability, 403, StatusDenied, false, "send a smaller request, or attach a wider token"},
+	{ReasonPayloadCaveat, CodeNoCapability, 403, StatusDenied, false, "send the payload that the token names"},
 	{ReasonExport, CodeExportForbidden, 403, StatusDenied, false, "private keys never leave the KMS; use sign instead"},
 	{ReasonPolicy, CodePolicyDenied, 403, StatusDenied, false, "ask the owner of the policy"},
 	{ReasonPq, CodePqPolicy, 403, StatusDenied, false, "use a hybrid key, such as ed25519+ml-dsa-65, and all of its tracks"},
@@ -212,6 +227,7 @@ var table = []Row{
 	{ReasonStoreTampered, CodeAuditIntegrity, 503, StatusUnavailable, false, "the store was changed from outside or damaged: see docs/runbooks/integrity.md"},
 	{ReasonPassphrase, CodeStoreUnavailable, 503, StatusUnavailable, false, "check the passphrase"},
 	{ReasonAuditWrite, CodeStoreUnavailable, 503, StatusUnavailable, true, "the audit log cannot be written: check the disk, then restart"},
+	{ReasonAuditFull, CodeStoreUnavailable, 503, StatusUnavailable, true, "make space on the disk of the audit log; it goes on by itself"},
 	{ReasonAudit, CodeAuditIntegrity, 503, StatusUnavailable, false, "writes are refused, verify goes on: see docs/runbooks/integrity.md"},
 	{ReasonPolicyDown, CodePolicyUnavailable, 503, StatusUnavailable, true, "check the policy decision point"},
 	{ReasonClock, CodeTimeSkew, 503, StatusUnavailable, true, "set the clock, or wait until it has caught up with the log"},

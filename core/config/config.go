@@ -109,6 +109,81 @@ type Config struct {
 	// checkpoint: 10 ms to 1 min, default 1 s.
 	AuditCheckpointInterval Duration `env:"KMS_AUDIT_CHECKPOINT_INTERVAL" json:"audit_checkpoint_interval,omitempty"`
 
+	// AuditRingSegments is how many audit segments there may be: 5 to 64,
+	// default 8. They hold what is not packed yet, and so bound what opening
+	// reads.
+	AuditRingSegments int `env:"KMS_AUDIT_RING_SEGMENTS" json:"audit_ring_segments,omitempty"`
+
+	// AuditVerify is which verdicts of verify the audit log records: "full"
+	// (each, the default), "sampled" (one in 64, which stands for 64) or
+	// "aggregate" (their number per tenant, key and result, every 10 s).
+	// Refusals, errors and other operations are always recorded, each.
+	AuditVerify string `env:"KMS_AUDIT_VERIFY" json:"audit_verify,omitempty"`
+
+	// AuditPersonal is how the audit log keeps what can name people, the actor
+	// and the detail of a record: "clear" (the default) or "sealed" (encrypted
+	// with a key of the tenant, which `ron-kms audit erase` destroys). What is
+	// in the log already stays as it is. See docs/runbooks/privacy.md.
+	AuditPersonal string `env:"KMS_AUDIT_PERSONAL" json:"audit_personal,omitempty"`
+
+	// AuditAnchorDir is a folder on another disk, in which the audit log
+	// remembers how long it is. Empty means none: the log cannot notice that
+	// its whole folder was put back to an earlier state.
+	AuditAnchorDir string `env:"KMS_AUDIT_ANCHOR_DIR" json:"audit_anchor_dir,omitempty"`
+
+	// AuditAnchorMode is when that folder is written: "async" (right behind
+	// each commit, the default), "strict" (before a result is released),
+	// "mirror" (at the same time as the log, with all that is written to it, so
+	// that it can give back what the log's disk loses) or "checkpoint" (with each
+	// signed checkpoint).
+	AuditAnchorMode string `env:"KMS_AUDIT_ANCHOR_MODE" json:"audit_anchor_mode,omitempty"`
+
+	// AuditAnchorTPM is a TPM 2.0 in whose NV memory the audit log remembers
+	// its length with each checkpoint: "/dev/tpmrm0", "unix:PATH" or
+	// "tcp:HOST:PORT". Empty means none.
+	AuditAnchorTPM string `env:"KMS_AUDIT_ANCHOR_TPM" json:"audit_anchor_tpm,omitempty"`
+
+	// AuditWitnesses are witnesses (C2SP tlog-witness) that see each signed
+	// checkpoint, as VKEY@URL separated by commas. A witness runs with
+	// ron-kms witness, on another machine.
+	AuditWitnesses []string `env:"KMS_AUDIT_WITNESSES" json:"audit_witnesses,omitempty"`
+
+	// AuditWitnessRequired refuses to open the store while a witness does not
+	// answer. What a witness contradicts is refused in any case.
+	AuditWitnessRequired bool `env:"KMS_AUDIT_WITNESS_REQUIRED" json:"audit_witness_required,omitempty"`
+
+	// AuditMinIndex is the least number of records that the audit log must
+	// have to be opened: what an operator remembers of it, as a last resort.
+	AuditMinIndex uint64 `env:"KMS_AUDIT_MIN_INDEX" json:"audit_min_index,omitempty"`
+
+	// PolicyFile is a bundle of ron-policy (docs/spec/policy.md). It is read again
+	// within 2 s when it changes. Empty means none.
+	PolicyFile string `env:"KMS_POLICY_FILE" json:"policy_file,omitempty"`
+
+	// PolicyURL is a policy service that speaks the data API of Open Policy Agent:
+	// https://HOST, http:// with a loopback address, or unix:///PATH. Empty means
+	// none. While it does not answer, nothing is signed; verify goes on.
+	PolicyURL string `env:"KMS_POLICY_URL" json:"policy_url,omitempty"`
+
+	// PolicyPath names the document with the decision, default ronkms/decision.
+	PolicyPath string `env:"KMS_POLICY_PATH" json:"policy_path,omitempty"`
+
+	// PolicyTokenFile holds the bearer token for the policy service. Empty means
+	// none.
+	PolicyTokenFile string `env:"KMS_POLICY_TOKEN_FILE" json:"policy_token_file,omitempty"`
+
+	// LimitsFile has rates, quotas and weights of tenants (docs/spec/limits.md). It
+	// is read again within 2 s when it changes. Empty means the defaults.
+	LimitsFile string `env:"KMS_LIMITS_FILE" json:"limits_file,omitempty"`
+
+	// RonAuthKeysFile has keys of issuers of ron-auth v1 tokens
+	// (docs/spec/token.md), mode 0600. Empty accepts no such tokens.
+	RonAuthKeysFile string `env:"KMS_RONAUTH_KEYS_FILE" json:"ronauth_keys_file,omitempty"`
+
+	// Audience is the name of this server that aud caveats of tokens must give.
+	// Empty refuses every token that has one.
+	Audience string `env:"KMS_AUDIENCE" json:"audience,omitempty"`
+
 	// OpTimeout bounds one operation: 100 ms to 5 min, default 10 s.
 	OpTimeout Duration `env:"KMS_OP_TIMEOUT" json:"op_timeout,omitempty"`
 
@@ -121,6 +196,19 @@ type Config struct {
 	// kms:verify for verify.
 	ScopeStrict bool `env:"KMS_SCOPE_STRICT" json:"scope_strict,omitempty"`
 }
+
+// Values of AuditVerify.
+const (
+	AuditVerifyFull      = "full"
+	AuditVerifySampled   = "sampled"
+	AuditVerifyAggregate = "aggregate"
+)
+
+// Values of AuditPersonal.
+const (
+	AuditPersonalClear  = "clear"
+	AuditPersonalSealed = "sealed"
+)
 
 // clientVariables are read by the command line only.
 var clientVariables = []string{"KMS_ENDPOINT", "KMS_TOKEN_FILE", "KMS_TOKEN", "KMS_CA"}
@@ -173,6 +261,11 @@ func Default() *Config {
 		ArenaSize:               4 << 20,
 		AuditSegmentSize:        16 << 20,
 		AuditCheckpointInterval: Duration(time.Second),
+		AuditRingSegments:       8,
+		AuditVerify:             AuditVerifyFull,
+		AuditPersonal:           AuditPersonalClear,
+		AuditAnchorMode:         "async",
+		PolicyPath:              "ronkms/decision",
 		OpTimeout:               Duration(10 * time.Second),
 	}
 }
@@ -263,11 +356,29 @@ func (c *Config) Validate() error {
 		{"KMS_RNG_RESEED_INTERVAL_OPS", int64(min(c.RNGReseedIntervalOps, 1<<33)), 1, 1 << 32},
 		{"KMS_ARENA_SIZE", int64(c.ArenaSize), 1 << 20, 1 << 30},
 		{"KMS_AUDIT_SEGMENT_SIZE", c.AuditSegmentSize, 64 << 10, 64 << 20},
+		{"KMS_AUDIT_RING_SEGMENTS", int64(c.AuditRingSegments), 5, 64},
 		{"KMS_AUDIT_CHECKPOINT_INTERVAL (ms)", time.Duration(c.AuditCheckpointInterval).Milliseconds(), 10, 60_000},
 		{"KMS_OP_TIMEOUT (ms)", time.Duration(c.OpTimeout).Milliseconds(), 100, 300_000},
 	} {
 		if b.v < b.low || b.v > b.high {
 			return fmt.Errorf("%s must be %d to %d", b.name, b.low, b.high)
+		}
+	}
+	if !slices.Contains([]string{AuditVerifyFull, AuditVerifySampled, AuditVerifyAggregate}, c.AuditVerify) {
+		return errors.New("KMS_AUDIT_VERIFY must be full, sampled or aggregate")
+	}
+	if c.AuditPersonal != AuditPersonalClear && c.AuditPersonal != AuditPersonalSealed {
+		return errors.New("KMS_AUDIT_PERSONAL must be clear or sealed")
+	}
+	if !slices.Contains([]string{"async", "strict", "mirror", "checkpoint"}, c.AuditAnchorMode) {
+		return errors.New("KMS_AUDIT_ANCHOR_MODE must be async, strict, mirror or checkpoint")
+	}
+	if c.IsAmnesia() && (c.AuditAnchorDir != "" || c.AuditAnchorTPM != "" || c.AuditMinIndex != 0) {
+		return errors.New("an in-memory store cannot have an audit anchor: it begins anew each time")
+	}
+	for _, w := range c.AuditWitnesses {
+		if key, url, ok := strings.Cut(w, "@"); !ok || key == "" || url == "" {
+			return errors.New("KMS_AUDIT_WITNESSES must be VKEY@URL, separated by commas")
 		}
 	}
 	if c.AuditSegmentSize%512 != 0 {

@@ -106,6 +106,7 @@ func (s *Server) add(l *listener, h *handler, lim limits) {
 		// From the end of the header: reading, working, and sending.
 		WriteTimeout:                 2*lim.read + time.Duration(h.k.Config().OpTimeout),
 		IdleTimeout:                  lim.idle,
+		ConnContext:                  withConnection,
 		MaxHeaderBytes:               maxHeader,
 		Protocols:                    &protocols,
 		DisableGeneralOptionsHandler: true,

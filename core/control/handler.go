@@ -39,7 +39,7 @@ type handler struct {
 }
 
 func newHandler(k *core.KMS, o Options) *handler {
-	h := &handler{k: k, log: o.Logger, build: o.Build, endpoints: slices.Clone(openEndpoints)}
+	h := &handler{k: k, log: o.Logger, build: o.Build, endpoints: slices.Concat(openEndpoints, auditEndpoints)}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -187,7 +187,9 @@ func (a *answer) setHeader(dst http.Header, x *exchange) {
 	if x.corr != "" {
 		dst.Set("X-Corr-Id", x.corr)
 	}
-	dst.Set("Cache-Control", "no-store")
+	if dst.Get("Cache-Control") == "" {
+		dst.Set("Cache-Control", "no-store")
+	}
 	dst.Set("X-Content-Type-Options", "nosniff")
 	if a.status != http.StatusNotModified {
 		dst.Set("Content-Length", strconv.Itoa(len(a.body)))

@@ -33,6 +33,7 @@ func loadTLS(certFile, keyFile string) (*tls.Config, error) {
 	return &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
+		ClientAuth:   tls.RequestClientCert, // for tokens that are bound to a client's key; nothing else asks for one
 		NextProtos:   []string{"http/1.1"},
 	}, nil
 }

@@ -40,8 +40,9 @@ func TestMetricNames(t *testing.T) {
 	want := map[string]string{
 		"kms_ops_total": "counter alg,op,result", "kms_latency_seconds": "histogram alg,op", "kms_reject_total": "counter reason",
 		"kms_keys_total": "gauge alg,purpose,tenant", "kms_attest_total": "counter backend",
-		"kms_audit_integrity_failed_total": "counter ",
-		"kms_pq_mode":                      "gauge mode,phase", "kms_pq_rollout_percent": "gauge ",
+		"kms_audit_integrity_failed_total": "counter ", "kms_audit_lost_total": "counter ", "kms_audit_scrubbed_bundles_total": "counter ",
+		"kms_audit_size": "gauge ", "kms_audit_checkpoint_size": "gauge ", "kms_audit_pending_records": "gauge ", "kms_audit_full": "gauge ",
+		"kms_pq_mode": "gauge mode,phase", "kms_pq_rollout_percent": "gauge ",
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("metrics are\n%v, want\n%v", got, want)

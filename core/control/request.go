@@ -22,6 +22,9 @@ func malformed(message string) error { return api.NewError(api.ReasonMalformed, 
 // cleaned or redirected. A kid is one segment or four, so that what follows it
 // cannot be taken for a part of it.
 func locate(escaped string) (pattern string, kid []string) {
+	if pattern := auditPattern(escaped); pattern != "" {
+		return pattern, nil
+	}
 	rest, ok := strings.CutPrefix(escaped, pathKeys+"/")
 	if !ok {
 		return escaped, nil

@@ -64,7 +64,7 @@ func (rt route) serve(h *handler, x *exchange) (*answer, error) {
 	if !ok {
 		return nil, h.k.Rejected(api.NewError(api.ReasonUnsupported, "there is no such verb"))
 	}
-	session, err := h.k.OpenSession(bearer(x.r.Header))
+	session, err := h.k.OpenSessionFor(bearer(x.r.Header), presenter(x.r))
 	if err != nil {
 		return nil, err
 	}

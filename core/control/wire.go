@@ -62,8 +62,9 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // isBareRefusal recognizes the beginning of an answer 4xx or 5xx without our
 // request id. A header of ours is short enough to come in one write, and a
-// body of ours has no line breaks like these: JSON and the metrics' text
-// cannot hold CR LF.
+// body of ours has no line breaks like these: JSON, notes and the metrics' text
+// cannot hold CR LF, tiles are hashes, and the texts in audit records have no
+// control characters.
 func isBareRefusal(b []byte) bool {
 	const line = "HTTP/1.1 400"
 	if len(b) < len(line) || !bytes.HasPrefix(b, []byte("HTTP/1.")) || b[8] != ' ' || b[9] != '4' && b[9] != '5' {

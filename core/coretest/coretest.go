@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/rustyonions/ron-kms/audit"
+	"github.com/rustyonions/ron-kms/audit/notekey"
 	"github.com/rustyonions/ron-kms/core"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/capability"
@@ -244,13 +244,13 @@ type Entry struct {
 // would, with the public key that init printed; and reads all of it.
 func Audit(t testing.TB, cfg *config.Config, verifierKey string) []Entry {
 	t.Helper()
-	verifier, err := note.NewVerifier(verifierKey)
+	verifier, err := notekey.ParseSet(verifierKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []Entry
 	_, err = audit.Verify(context.Background(), filepath.Join(cfg.Dir, "audit"), audit.VerifyOptions{
-		Verifier: verifier,
+		Keys:     verifier,
 		OnRecord: func(index uint64, r *audit.Record) error { all = append(all, Entry{index, r}); return nil },
 	})
 	if err != nil {
