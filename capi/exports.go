@@ -306,6 +306,7 @@ func (r receiptPlace) put(from *api.Receipt) error {
 	v := C.ronkms_receipt{
 		log_index: C.uint64_t(from.LogIndex), key_seq: C.uint64_t(from.KeySeq), checkpoint_size: C.uint64_t(from.CheckpointSize),
 	}
+	putText(v.log[:], from.Log)
 	return touch(func() { copyFields(unsafe.Pointer(r.p), unsafe.Pointer(&v), r.n, receiptEnds) })
 }
 

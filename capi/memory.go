@@ -159,7 +159,7 @@ var (
 	receiptEnds = func() []uintptr {
 		var r C.ronkms_receipt
 		return []uintptr{
-			unsafe.Offsetof(r.log_index), unsafe.Offsetof(r.key_seq), unsafe.Offsetof(r.checkpoint_size), unsafe.Sizeof(r),
+			unsafe.Offsetof(r.log_index), unsafe.Offsetof(r.key_seq), unsafe.Offsetof(r.checkpoint_size), unsafe.Offsetof(r.log), unsafe.Sizeof(r),
 		}
 	}()
 )

@@ -168,16 +168,18 @@ typedef struct ronkms_open_options {
 #define RONKMS_OPEN_OPTIONS_INIT {sizeof(ronkms_open_options), -1, NULL, 0}
 
 /* A ronkms_receipt says where in the audit log an operation stands. Who keeps
- * the highest values seen can prove a roll-back of the store. */
+ * the highest values seen can prove a roll-back of the store
+ * (docs/spec/receipts.md; bindings/c/ronkms_receipts.h does it). */
 typedef struct ronkms_receipt {
     uint32_t struct_size;
     uint32_t reserved;        /* 0 */
     uint64_t log_index;       /* index of the operation's record, from 0 */
     uint64_t key_seq;         /* operations of this key so far, from 1 */
     uint64_t checkpoint_size; /* records under the latest signed checkpoint */
+    char log[128];            /* origin of the log, NUL-terminated: numbers of two logs do not compare */
 } ronkms_receipt;
 
-#define RONKMS_RECEIPT_INIT {sizeof(ronkms_receipt), 0, 0, 0, 0}
+#define RONKMS_RECEIPT_INIT {sizeof(ronkms_receipt), 0, 0, 0, 0, {0}}
 
 /* A ronkms_buf is bytes that the library allocated: ronkms_buf_free them. */
 typedef struct ronkms_buf {

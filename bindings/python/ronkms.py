@@ -11,6 +11,9 @@
 Everything may be used from any thread. After a fork, every call in the child
 raises Forked: import this module in the worker, not before the fork.
 
+A session with a book of ronkms_receipts refuses results that show the service
+put back to an earlier state.
+
 The library is found by load(path), by the variable RONKMS_LIBRARY, or by the
 system's loader, at the first use.
 """
@@ -31,6 +34,9 @@ ABI_MAJOR, ABI_MINOR = 0, 1
 DIGEST_SIZE = 32
 MAX_SIGNATURE = 8192
 ERROR_RETRYABLE = 1
+
+# The verbs whose results have no record of their own that a receipt could name.
+WITHOUT_RECEIPT = frozenset({"get", "list", "verify", "verify_batch", "export"})
 
 
 # Errors
@@ -169,6 +175,7 @@ class ronkms_receipt(_Struct):
         ("log_index", ctypes.c_uint64),
         ("key_seq", ctypes.c_uint64),
         ("checkpoint_size", ctypes.c_uint64),
+        ("log", ctypes.c_char * 128),
     ]
 
 
@@ -264,6 +271,7 @@ class Receipt(NamedTuple):
     log_index: int
     key_seq: int
     checkpoint_size: int
+    log: str  # origin of the audit log
 
 
 class KMS:
@@ -291,9 +299,13 @@ class KMS:
         _check(self._lib.ronkms_http_address(self._handle, out, len(out), n, err), err)
         return out.raw[: n.value].decode()
 
-    def session(self, token: str) -> "Session":
-        """Open a session with a capability token, or raise Unauthenticated."""
-        return Session(self, token)
+    def session(self, token: str, *, book: Any = None) -> "Session":
+        """Open a session with a capability token, or raise Unauthenticated.
+
+        With a book of ronkms_receipts, which sessions may share, each result's
+        receipt is checked before it is returned.
+        """
+        return Session(self, token, book=book)
 
     def close(self) -> None:
         """Close the store and its sessions. Closing twice is allowed."""
@@ -312,8 +324,8 @@ class KMS:
 class Session:
     """An open capability. KMS.session makes one."""
 
-    def __init__(self, kms: KMS, token: str) -> None:
-        self._kms, self._lib = kms, kms._lib
+    def __init__(self, kms: KMS, token: str, *, book: Any = None) -> None:
+        self._kms, self._lib, self._book = kms, kms._lib, book
         text, err, self._handle = _In(token.encode()), ronkms_error(), ronkms_session()
         _check(self._lib.ronkms_session_open(kms._handle, text.ptr, text.len, self._handle, err), err)
 
@@ -323,13 +335,17 @@ class Session:
 
     def sign_with_receipt(self, kid: str, payload_b3: Buffer, context: Buffer = b"") -> "tuple[bytes, Receipt]":
         """Sign a BLAKE3 digest of 32 bytes and return bundle and receipt."""
+        mark = self._book.mark() if self._book is not None else None
         name, digest, bound = _In(kid.encode()), _In(payload_b3), _In(context)
         out, n, receipt, err = ctypes.create_string_buffer(MAX_SIGNATURE), ctypes.c_size_t(), ronkms_receipt(), ronkms_error()
         status = self._lib.ronkms_sign(
             self._handle, name.ptr, name.len, digest.ptr, digest.len, bound.ptr, bound.len, out, len(out), n, receipt, err
         )
         _check(status, err)
-        return out.raw[: n.value], Receipt(receipt.log_index, receipt.key_seq, receipt.checkpoint_size)
+        got = Receipt(receipt.log_index, receipt.key_seq, receipt.checkpoint_size, receipt.log.decode())
+        if self._book is not None:
+            self._remember(mark, kid, [got._asdict()])
+        return out.raw[: n.value], got
 
     def verify(self, payload_b3: Buffer, bundle: Buffer, context: Buffer = b"") -> None:
         """Return if the bundle holds for the digest, else raise InvalidSignature."""
@@ -340,7 +356,41 @@ class Session:
         _check(status, err)
 
     def call(self, verb: str, **request: Any) -> dict:
-        """Perform any verb with the fields of its REST request."""
+        """Perform any verb with the fields of its REST request.
+
+        With a book, raises Invalid, Rollback or LogChanged of ronkms_receipts
+        if the answer must not be used. What was done stays done.
+        """
+        if self._book is None or verb in WITHOUT_RECEIPT:
+            return self._call(verb, request)
+        mark = self._book.mark()
+        answer = self._call(verb, request)
+        kid = request.get("kid") or answer.get("kid", "")
+        if verb == "derive":
+            kid = answer.get("kid", "")
+        elif request.get("kid_set"):
+            kid = request["kid_set"][-1]
+        receipts = [answer.get("receipt")]
+        if verb == "sign_batch":
+            receipts = [result.get("receipt") for result in answer["results"]]
+            if len(receipts) != len(request["items"]):
+                receipts.append(None)
+        self._remember(mark, kid, receipts)
+        return answer
+
+    def _remember(self, mark: Any, kid: str, receipts: "list[Any]") -> None:
+        """Check receipts against the book, which takes them."""
+        try:
+            for receipt in receipts:
+                self._book.check(mark, kid, receipt)
+        except Exception as refused:
+            try:
+                self._book.save()  # that the log was stopped
+            except OSError as failed:
+                raise refused from failed
+            raise
+
+    def _call(self, verb: str, request: "dict[str, Any]") -> dict:
         name, body = _In(verb.encode()), _In(json.dumps(request).encode())
         out, err = ronkms_buf(), ronkms_error()
         try:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 import unittest
 import uuid
 
 import ronkms
+import ronkms_receipts
 
 CONFIG, PASSPHRASE, TOKEN = sys.argv[1:4]
 DIGEST = bytes(range(32))
@@ -77,6 +79,53 @@ class Test(unittest.TestCase):
         for t in threads:
             t.join()
         self.assertEqual(failures, [])
+
+    def test_rollback(self):
+        """The store put back to an earlier state is refused by whoever keeps receipts."""
+        store, book = json.loads(CONFIG)["dir"], ronkms_receipts.Book()
+
+        def opened():
+            return ronkms.KMS(json.loads(CONFIG), passphrase=PASSPHRASE.encode())
+
+        type(self).kms.close()
+        with opened() as kms, kms.session(TOKEN, book=book) as s:
+            op = str(uuid.uuid4())
+            made = s.call("create", op_id=str(uuid.uuid4()), tenant="acme", purpose="py", alg="ed25519+ml-dsa-65")
+            kid = made["kid"].split("#")[0]
+            bundle, receipt = s.sign_with_receipt(kid, DIGEST, b"context")
+            s.verify(DIGEST, bundle, b"context")
+            self.assertTrue(receipt.log.startswith("ron-kms/audit/"))
+            self.assertEqual(receipt.log, made["receipt"]["log"])
+            for _ in range(2):  # the second is a replay
+                s.call("rotate", op_id=op, kid=kid)
+            s.call("sign_batch", kid=kid, items=[{"payload_b3": DIGEST.hex()}, {"payload_b3": "zz"}])
+            s.call("sign", kid=kid, payload_b3=DIGEST.hex())
+            failures = []
+
+            def work():
+                try:
+                    for _ in range(20):
+                        s.sign(kid, DIGEST)
+                except Exception as e:
+                    failures.append(e)
+
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            self.assertEqual(failures, [])
+        shutil.copytree(store, store + ".old")
+        with opened() as kms, kms.session(TOKEN, book=book) as s:
+            for _ in range(20):
+                s.sign(kid, DIGEST)
+        shutil.rmtree(store)
+        shutil.move(store + ".old", store)
+        with opened() as kms, kms.session(TOKEN, book=book) as s:
+            for _ in range(2):
+                with self.assertRaises(ronkms_receipts.Rollback):
+                    s.sign(kid, DIGEST)
+        self.setUpClass()
 
     def test_fork(self):
         pid = os.fork()

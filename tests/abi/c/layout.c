@@ -33,6 +33,7 @@ int main(void) {
     FIELD(ronkms_receipt, log_index);
     FIELD(ronkms_receipt, key_seq);
     FIELD(ronkms_receipt, checkpoint_size);
+    FIELD(ronkms_receipt, log);
     STRUCT(ronkms_buf);
     FIELD(ronkms_buf, struct_size);
     FIELD(ronkms_buf, reserved);
