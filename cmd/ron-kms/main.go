@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rustyonions/ron-kms/audit"
 	"github.com/rustyonions/ron-kms/core/api"
 	"github.com/rustyonions/ron-kms/core/config"
 )
@@ -27,8 +28,17 @@ func main() {
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
 		report(err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// exitCode is 3 for a verdict on an audit log, which scripts must not take for a disk or a network that failed, and 1 for
+// all other errors.
+func exitCode(err error) int {
+	if e := (*audit.IntegrityError)(nil); errors.As(err, &e) {
+		return 3
+	}
+	return 1
 }
 
 // report prints an error the way people need it: what happened, and what to do.
@@ -61,7 +71,7 @@ come before variables. Commands that use keys talk to a running server
 	}
 	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenCommand(), keysCommand(),
 		signCommand(), verifyCommand(), digestCommand(), preimageCommand(), wrapCommand(), unwrapCommand(), rewrapCommand(),
-		auditCommand(), versionCommand())
+		auditCommand(), witnessCommand(), versionCommand())
 	return root
 }
 

@@ -42,12 +42,12 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // replaceByte flips the lowest bit of a file's first byte that is not zero,
-// after an offset of 600 bytes: "replace store/audit/seg-00000000".
+// after an offset of 5000 bytes: "replace store/audit/data-00000000".
 func replaceByte(ts *testscript.TestScript, _ bool, args []string) {
 	name := ts.MkAbs(args[0])
 	b, err := os.ReadFile(name)
 	ts.Check(err)
-	for i := 600; i < len(b); i++ {
+	for i := 5000; i < len(b); i++ {
 		if b[i] != 0 {
 			b[i] ^= 1
 			ts.Check(os.WriteFile(name, b, 0o600))

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,13 +76,26 @@ func serve(ctx context.Context, k *core.KMS, log *slog.Logger, started func(addr
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve() }()
 	started(s.Addr())
-	select {
-	case err = <-failed:
-	case <-ctx.Done():
-		log.Info("stopping: finishing what was accepted")
-		drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		defer cancel()
-		err = s.Shutdown(drain)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for serving := true; serving; {
+		select {
+		case err = <-failed:
+			serving = false
+		case <-hangup:
+			if err := k.Reload(); err != nil {
+				log.Error("reload", "cause", err.Error())
+				continue
+			}
+			log.Info("read again", "what", "policy and limits")
+		case <-ctx.Done():
+			log.Info("stopping: finishing what was accepted")
+			drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
+			err = s.Shutdown(drain)
+			cancel()
+			serving = false
+		}
 	}
 	if err := errors.Join(err, k.Close()); err != nil {
 		return fmt.Errorf("serve: %w", err)
