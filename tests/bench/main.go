@@ -11,6 +11,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,7 @@ func figures() map[string]figure {
 		"capi.sign.hybrid.durable":  {"disk.fdatasync", "C ABI, file store, audit record durable, one thread"},
 		"capi.verify.hybrid":        {"", "C ABI, both tracks, audited asynchronously"},
 	}
+	maps.Copy(all, auditFigures())
 	for _, p := range pairs() {
 		primitive, engine := bareConditions[p.op], "Go engine, in-memory store, audited, token cleared"
 		switch p.op {
@@ -105,6 +107,10 @@ func run(only, out string, rounds int) error {
 	if err := measureEngine(samples, wanted, rounds*10); err != nil {
 		return err
 	}
+	rates := make(map[string]float64)
+	if err := measureAudit(samples, rates, wanted); err != nil {
+		return err
+	}
 	var outside []string
 	for name := range needed {
 		if strings.HasPrefix(name, "disk.") || strings.HasPrefix(name, "capi.") {
@@ -117,7 +123,7 @@ func run(only, out string, rounds int) error {
 			return err
 		}
 	}
-	results := summarize(samples, all, wanted)
+	results := summarize(samples, rates, all, wanted)
 	print(results)
 	data, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
@@ -126,7 +132,7 @@ func run(only, out string, rounds int) error {
 	return os.WriteFile(out, append(data, '\n'), 0o644)
 }
 
-func summarize(samples map[string][]time.Duration, all map[string]figure, wanted func(string) bool) []Result {
+func summarize(samples map[string][]time.Duration, rates map[string]float64, all map[string]figure, wanted func(string) bool) []Result {
 	byName := make(map[string]Result)
 	for name, s := range samples {
 		if !wanted(name) {
@@ -143,6 +149,11 @@ func summarize(samples map[string][]time.Duration, all map[string]figure, wanted
 			Name: name, Unit: "us", Value: us(sum / time.Duration(len(s))),
 			P50: at(0.50), P95: at(0.95), P99: at(0.99),
 			Conditions: fmt.Sprintf("%s; n=%d", all[name].conditions, len(s)),
+		}
+		if rate, ok := rates[name]; ok {
+			r := byName[name]
+			r.Value, r.Unit = rate, "records/s"
+			byName[name] = r
 		}
 	}
 	var results []Result
