@@ -41,7 +41,7 @@ var restricted = map[string][]string{
 	"os/signal":    {"cmd/ron-kms"},
 	"flag":         {},
 	"plugin":       {},
-	"net/http":     {"core/control", "core/metrics", "core/api", "cmd/ron-kms", "capi"}, // core/api: status numbers; capi: ErrServerClosed
+	"net/http":     {"audit/witness", "core/policy", "core/control", "core/metrics", "core/api", "cmd/ron-kms", "capi"}, // core/api: status numbers; capi: ErrServerClosed
 }
 
 // cryptography is each primitive that the project uses, and where. What is not
@@ -53,15 +53,15 @@ var cryptography = map[string][]string{
 	"crypto/cipher":                          {"core/alg", "core/secret"},
 	"crypto/ecdh":                            {"core/alg"},
 	"crypto/hkdf":                            {"core/alg", "core/secret"},
-	"crypto/hmac":                            {"audit", "core"},
+	"crypto/hmac":                            {"audit", "core", "core/capability"},
 	"crypto/hpke":                            {"core/alg"},
 	"crypto/mlkem":                           {"core/alg"}, // sizes: crypto/hpke does the work
-	"crypto/sha256":                          {"audit", "core", "core/alg", "core/capability", "core/control", "core/secret", "cmd/ron-kms"},
+	"crypto/sha256":                          {"audit", "backends/tpm", "core", "core/alg", "core/capability", "core/control", "core/secret", "cmd/ron-kms"},
 	"crypto/subtle":                          {"core/secret"},
-	"crypto/rand":                            {"audit", "core/alg", "core/secret", "core/capability/mint"},
+	"crypto/rand":                            {"audit", "core/alg", "core/secret", "core/capability/mint", "core/capability"},
 	"crypto/fips140":                         {"core/secret"}, // whether a mode is on that draws nonces itself
 	"crypto/ed25519":                         {"core"},        // the type of a public key
-	"crypto/tls":                             {"core/control", "cmd/ron-kms"},
+	"crypto/tls":                             {"audit/witness", "core/policy", "core/control", "cmd/ron-kms"},
 	"crypto/x509":                            {"core/control", "cmd/ron-kms"},
 	"filippo.io/age":                         {"backends/file"},
 	"github.com/canonical/go-sp800.90a-drbg": {"core/secret"},
@@ -71,10 +71,15 @@ var cryptography = map[string][]string{
 	"github.com/cloudflare/circl/sign/mldsa/mldsa87": {"core/alg"},
 	"golang.org/x/crypto/chacha20poly1305":           {"core/alg"},
 	"golang.org/x/mod/sumdb/note":                    {"audit", "core", "cmd/ron-kms"},
+	"golang.org/x/mod/sumdb/tlog":                    {"audit", "cmd/ron-kms"},
+	"github.com/transparency-dev/formats/log":        {"audit/witness"},
+	"github.com/transparency-dev/formats/note":       {"audit/witness"},
+	"github.com/transparency-dev/formats/proof":      {"audit", "core/control"}, // the text of a tlog-proof
 	"github.com/transparency-dev/merkle/compact":     {"audit"},
+	"github.com/transparency-dev/merkle/proof":       {"audit/keymap", "audit/witness"},
 	"github.com/transparency-dev/merkle/rfc6962":     {"audit"},
 	"gopkg.in/macaroon.v2":                           {"core/capability", "core/capability/mint"},
-	"lukechampine.com/blake3":                        {"core/control", "core", "core/policy", "cmd/ron-kms"},
+	"lukechampine.com/blake3":                        {"core/control", "core", "core/policy", "cmd/ron-kms", "core/capability/ronauth"},
 }
 
 func cryptographic(path string) bool {

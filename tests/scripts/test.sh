@@ -14,7 +14,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # The peers that tests speak with: program and the Debian package that has it.
 install_peers() {
   local missing=() pair
-  for pair in openssl:openssl python3:python3 gcc:gcc g++:g++ nm:binutils curl:curl; do
+  for pair in openssl:openssl python3:python3 gcc:gcc g++:g++ nm:binutils curl:curl swtpm:swtpm cargo:cargo; do
     have "${pair%%:*}" || missing+=("${pair##*:}")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
@@ -31,8 +31,8 @@ packages() { go list ./... | grep -E "$@"; }
 # library from C, and the crash loop and the benchmark are about time.
 slow='/tests/(abi|crash|bench|arch)$'
 
-race() { go test -race -timeout 5m $(packages -v "$slow"); }
-fast() { go test -timeout 5m $(packages -v "$slow"); }
+race() { go test -race -timeout 10m $(packages -v "$slow"); }
+fast() { go test -timeout 10m $(packages -v "$slow"); }
 plain() { go test -timeout 5m $(packages "$slow"); }
 crash_race() { RONKMS_KILLS=25 go test -race -timeout 5m ./tests/crash; }
 

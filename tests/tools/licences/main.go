@@ -32,6 +32,7 @@ var licences = []struct {
 	{"MIT", "permission is hereby granted, free of charge", true},
 	{"BSD", "redistribution and use in source and binary forms", true},
 	{"ISC", "permission to use, copy, modify, and/or distribute", true},
+	{"CC-BY-SA-4.0", "attribution-sharealike 4.0 international", false},
 	{"CC0", "cc0 1.0 universal", true},
 	{"CC0", "cc0 1.0 deed", true},
 }
@@ -180,7 +181,7 @@ func identify(dir string) ([]string, error) {
 		known := false
 		for _, l := range licences {
 			// The MPL speaks of the GPL as a secondary licence.
-			secondary := slices.Contains(refused, l.name) && strings.HasPrefix(plain, "mozilla public license")
+			secondary := slices.Contains(refused, l.name) && strings.Contains(plain[:min(len(plain), 100)], "mozilla public license")
 			if !strings.Contains(plain, l.phrase) || secondary {
 				continue
 			}
