@@ -57,7 +57,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Default: Quota{Rate: 50_000, Burst: 100_000, InFlight: 256, Queue: 128, Weight: 1},
-		Global:  Global{Rate: 1_000_000, Burst: 1_000_000, InFlight: 1024, Queue: 512, MaxWaitMS: 100},
+		Global:  Global{Rate: 1_000_000, Burst: 1_000_000, InFlight: 1024, Queue: 512, MaxWaitMS: 2000},
 	}
 }
 
