@@ -74,8 +74,6 @@ type anchoring struct {
 // anchorTimeout bounds one access to an anchor.
 const anchorTimeout = 10 * time.Second
 
-func (s AnchorState) matches(h head) bool { return s.Size == h.size && s.Root == h.root }
-
 // checkAnchors compares the log that s found with its anchors.
 func checkAnchors(ctx context.Context, s *scanner, t *tiles.Store, anchors []AnchorOption) ([]*anchoring, error) {
 	var out []*anchoring

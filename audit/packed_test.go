@@ -351,12 +351,9 @@ func TestPackedRewrite(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			edited := tt.edit(slices.Clone(recs))
-			store, err := tiles.Open(fsystest.New(), 0)
-			if err != nil {
-				t.Fatal(err)
-			}
 			made := fsystest.New()
-			if store, err = tiles.Open(made, 0); err != nil {
+			store, err := tiles.Open(made, 0)
+			if err != nil {
 				t.Fatal(err)
 			}
 			for _, r := range edited {
