@@ -33,7 +33,7 @@ say "A new store, sealed by a passphrase"
 head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$work/passphrase"
 export KMS_DIR=$work/store KMS_PASSPHRASE_FILE=$work/passphrase
 "$kms" init | tee "$work/init"
-vkey=$(awk '/^verifier key/ {print $3}' "$work/init")
+vkey=$(sed -n 's/^verifier key *//p' "$work/init")
 "$kms" token mint --tenant demo --scope kms:create,kms:rotate,kms:sign,kms:verify,kms:read --ttl 1h >"$work/token"
 "$kms" token attenuate --scope kms:verify,kms:read "$work/token" >"$work/token.verify"
 
